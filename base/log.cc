@@ -1,0 +1,24 @@
+#include "base/log.h"
+
+#include <cstdio>
+#include <string>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+namespace overfill {
+
+void Log(LogLevel level, absl::string_view message) {
+  static constexpr const char* kNames[] = {"INFO", "WARNING", "ERROR"};
+  const std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(),
+                                            absl::UTCTimeZone());
+  // One fwrite: lines of several threads do not mix.
+  const std::string line =
+      absl::StrCat(time, " ", kNames[static_cast<int>(level)], " ",
+                   absl::Utf8SafeCHexEscape(message), "\n");
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+}  // namespace overfill
