@@ -1,0 +1,76 @@
+// One step of one pool's model: what goes in, what comes out, and the seam
+// behind which the scheduler does not look. The scheduler's tests put a model
+// of arithmetic behind it; ModelRunner is the real one.
+#ifndef OVERFILL_ENGINE_STEP_H_
+#define OVERFILL_ENGINE_STEP_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/sampling.h"
+
+namespace overfill {
+
+// One sequence's rows in a step: a prefill chunk, or a decode row.
+struct SequenceStep {
+  // Inputs [num_rows] of consecutive positions from start_position.
+  std::span<const int32_t> token_ids;
+  int32_t start_position = 0;
+  // Blocks of the pool's store, covering [0, start_position + num_rows).
+  std::span<const int32_t> block_table;
+  // Set: a token is sampled from the last row's logits. Not changed.
+  const SamplingState* sampling = nullptr;
+};
+
+// The spans stay alive until Run returns.
+struct StepBatch {
+  std::vector<SequenceStep> sequences;
+};
+
+struct SampledToken {
+  int32_t token_id = -1;
+  float logprob = 0;                                    // if asked for
+  std::vector<std::pair<int32_t, float>> top_logprobs;  // best first
+  // Not OK: this row alone failed (its logits were not finite).
+  absl::Status status;
+};
+
+struct StepResult {
+  // Parallel to StepBatch::sequences; set where sampling was.
+  std::vector<std::optional<SampledToken>> tokens;
+};
+
+// What one step may hold at most.
+struct StepLimits {
+  int32_t max_rows = 0;  // over all sequences
+  int32_t max_sequences = 0;
+  int32_t max_sequence_tokens = 0;  // positions of one sequence
+};
+
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+  virtual StepLimits limits() const = 0;
+  // Writes the rows' KV and samples. Blocks; one thread at a time. An error is
+  // the whole step's: none of its KV or tokens can be used.
+  virtual absl::StatusOr<StepResult> Run(const StepBatch& batch) = 0;
+};
+
+// How finished prompt KV becomes the decode pool's, where the pools do not
+// share a store (kv_map's projection, two devices). Blocks; one thread at a
+// time; safe beside Run of either pool when the blocks are not in its batch.
+class KvMover {
+ public:
+  virtual ~KvMover() = default;
+  // Fills the destination store's blocks from the source store's.
+  virtual absl::Status Move(std::span<const BlockCopy> blocks) = 0;
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_ENGINE_STEP_H_
