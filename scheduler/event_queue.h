@@ -1,0 +1,50 @@
+// The bounded queue between the engine and one client's stream.
+#ifndef OVERFILL_SCHEDULER_EVENT_QUEUE_H_
+#define OVERFILL_SCHEDULER_EVENT_QUEUE_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <variant>
+
+#include "base/mutex.h"
+#include "scheduler/request.h"
+
+namespace overfill {
+
+using Event = std::variant<Delta, Terminal>;
+
+// Thread-safe. The producer never waits: deltas that the consumer has not
+// taken are joined into one, and when the joined delta passes the bound the
+// push fails and the producer ends the request. There is exactly one Terminal
+// and it is the last event; it always fits.
+class EventQueue {
+ public:
+  // `on_ready` is called, from the producer's thread and with no lock held,
+  // whenever an event comes into an empty queue. It must not block, and it may
+  // call Pop.
+  EventQueue(int64_t max_pending_bytes, std::function<void()> on_ready);
+
+  // False when the bound is passed: the delta is dropped, and the queue takes
+  // nothing but the terminal event.
+  bool Push(Delta delta);
+  // CHECKs that it is the first.
+  void Finish(Terminal terminal);
+
+  // The next event, or nullopt when there is none now.
+  std::optional<Event> Pop();
+
+ private:
+  const int64_t max_pending_bytes_;
+  const std::function<void()> on_ready_;
+  Mutex mu_;
+  std::optional<Delta> pending_ ABSL_GUARDED_BY(mu_);
+  int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<Terminal> terminal_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_SCHEDULER_EVENT_QUEUE_H_

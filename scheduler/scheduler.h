@@ -1,0 +1,78 @@
+// The scheduler: admits requests, moves them along their route through the
+// pools, and ends each with exactly one terminal event.
+#ifndef OVERFILL_SCHEDULER_SCHEDULER_H_
+#define OVERFILL_SCHEDULER_SCHEDULER_H_
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/step.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "scheduler/event_queue.h"
+#include "scheduler/observer.h"
+#include "scheduler/request.h"
+
+namespace overfill {
+
+struct SchedulerOptions {
+  int32_t block_tokens = 16;
+  int32_t max_sequence_tokens = 0;     // prompt + answer of one request
+  int32_t prefill_chunk_tokens = 512;  // prompt rows of one step
+  int32_t max_decode_batch = 64;       // sequences of one step
+  int32_t max_queued_requests = 256;
+  int64_t max_queued_tokens = 1 << 20;
+};
+
+// The models behind the pools. Everything outlives the scheduler.
+struct SchedulerBackend {
+  StepRunner* prefill = nullptr;  // the full model
+  StepRunner* decode = nullptr;   // the pruned model
+  int32_t prefill_blocks = 0;     // of the prefill pool's KV store
+  // Blocks of the decode pool's own store; 0: the pools share one store and a
+  // migration is a handoff.
+  int32_t decode_blocks = 0;
+  KvMover* mover = nullptr;        // set where decode_blocks > 0
+  int64_t decode_block_bytes = 0;  // for the migration metric
+  const Tokenizer* tokenizer = nullptr;
+};
+
+// Thread-safe.
+class Scheduler {
+ public:
+  // `observer` may be null; it outlives the scheduler.
+  static absl::StatusOr<std::unique_ptr<Scheduler>> Create(
+      const SchedulerOptions& options, const SchedulerBackend& backend,
+      SchedulerObserver* observer);
+  // Ends what is live with UNAVAILABLE, then joins the pools' threads.
+  virtual ~Scheduler() = default;
+
+  // Admits `request`; its events go to `events`, which the scheduler keeps
+  // alive until the terminal one. Returns a uid for Cancel.
+  // RESOURCE_EXHAUSTED: a queue bound; ALREADY_EXISTS: the tenant has a live
+  // request of this id; UNAVAILABLE: draining; DEADLINE_EXCEEDED: too late
+  // already. A refused request gets no event.
+  virtual absl::StatusOr<uint64_t> Submit(
+      Request request, std::shared_ptr<EventQueue> events) = 0;
+
+  // Ends a live request with `status` (CANCELLED, DEADLINE_EXCEEDED); its
+  // blocks are free within one step. No effect on one that has ended.
+  virtual void Cancel(uint64_t uid, absl::Status status) = 0;
+
+  // Refuses new requests from now on.
+  virtual void StopAdmission() = 0;
+  // Waits until nothing is live; false when `timeout` passed first.
+  virtual bool WaitIdle(std::chrono::nanoseconds timeout) = 0;
+
+  virtual SchedulerStats Stats() const = 0;
+
+  // free + cached + owned + quarantined == total in every store, every table
+  // in range, no block with two owners. INTERNAL names what is broken.
+  virtual absl::Status CheckIntegrity() const = 0;
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_SCHEDULER_SCHEDULER_H_
