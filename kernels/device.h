@@ -101,7 +101,9 @@ struct DeviceOptions {
   // CPU: threads of the team; 0 follows the cgroup's cpu.max and the affinity
   // mask.
   int num_threads = 0;
-  // CPU: highest instruction set to use, "auto", "avx2" or "avx512".
+  // CPU: highest instruction set to use: "auto", "avx2", or "avx512", which
+  // leaves the BF16 instructions out. The first device's choice holds for the
+  // process.
   std::string cpu_isa = "auto";
 };
 

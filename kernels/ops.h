@@ -116,12 +116,13 @@ struct TokenAdjustment {
 // ids are divided (positive) or multiplied (negative) by repetition_penalty;
 // minus frequency_penalty * output_count; minus presence_penalty where
 // output_count > 0; banned ids drop out; divided by temperature. Then the mask:
-// top_k best; of those the smallest set whose probability reaches top_p; of
-// those at least min_p times the best one's probability. Ties at a cut are
-// kept in order of token id. The choice is the largest (processed logit +
-// Gumbel noise) inside the mask, the noise being a function of (seed,
-// sample_index, token_index, token id) alone; with temperature 0 there is no
-// noise, no mask, and the lowest id wins a tie.
+// top_k best; of those the smallest set that holds top_p of their probability
+// (the best of them first); of those at least min_p times the best one's
+// probability. Ties at a cut are kept in order of token id, lower ids first.
+// The choice is the largest (processed logit + Gumbel noise) inside the mask,
+// the noise being a function of (seed, sample_index, token_index, token id)
+// alone, as kernels/philox.h states it; with temperature 0 there is no noise,
+// no mask, and the lowest id wins a tie.
 struct SampleParams {
   float temperature = 0;
   float top_p = 1;

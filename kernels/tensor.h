@@ -28,6 +28,19 @@ constexpr float FloatFromBFloat16(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
+// f16 (IEEE binary16) from its bits; exact.
+constexpr float FloatFromFloat16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = (bits >> 10) & 0x1fu;
+  const uint32_t fraction = bits & 0x3ffu;
+  if (exponent == 0) {  // zero, or a multiple of 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const uint32_t biased = exponent == 0x1fu ? 0xffu : exponent + 112;
+  return std::bit_cast<float>(sign | biased << 23 | fraction << 13);
+}
+
 // A tensor in host memory, usually inside a mapped checkpoint file: row-major,
 // dense, any alignment. Owns nothing.
 struct HostTensor {

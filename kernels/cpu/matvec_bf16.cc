@@ -1,0 +1,101 @@
+// The AVX-512 BF16 panel product. Highway 1.0.3 has no target for these
+// instructions, so this file states its own.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "base/checked_math.h"
+#include "kernels/cpu/matvec.h"
+
+#define OVERFILL_BF16_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+
+namespace overfill {
+namespace {
+
+// A panel's block of this depth stays in the L2 cache while all rows use it.
+constexpr int64_t kDepthBlock = 2048;
+constexpr int kLanes = 16;
+constexpr int kVectors = kPanelCols / kLanes;
+
+// Adds a row's sums to the output; the first depth block brings bias and old
+// values.
+OVERFILL_BF16_TARGET inline void StoreRow(const PanelProduct& p, int64_t row,
+                                          bool first,
+                                          const __m512 (&acc)[kVectors]) {
+  float* out = p.out + row * p.out_stride;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = p.cols - v * kLanes;
+    if (left <= 0) return;
+    const __mmask16 mask =
+        left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    __m512 sum = acc[v];
+    if (!first || p.accumulate) {
+      sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out + v * kLanes));
+    }
+    if (first && p.bias != nullptr) {
+      sum =
+          _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, p.bias + v * kLanes));
+    }
+    _mm512_mask_storeu_ps(out + v * kLanes, mask, sum);
+  }
+}
+
+template <int kRows>
+OVERFILL_BF16_TARGET void MultiplyRows(const PanelProduct& p, int64_t row,
+                                       int64_t begin, int64_t end) {
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* panel = static_cast<const uint16_t*>(p.panel);
+  __m512 acc[kRows][kVectors];
+  for (auto& row_acc : acc) {
+    for (__m512& a : row_acc) a = _mm512_setzero_ps();
+  }
+  for (int64_t k = begin; k < end; k += 2) {
+    __m512i w[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = _mm512_load_si512(panel + k * kPanelCols + v * 2 * kLanes);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      int pair;
+      __builtin_memcpy(&pair, x + r * p.x_stride + k, sizeof(pair));
+      const __m512i broadcast = _mm512_set1_epi32(pair);
+      for (int v = 0; v < kVectors; ++v) {
+        acc[r][v] =
+            _mm512_dpbf16_ps(acc[r][v], (__m512bh)broadcast, (__m512bh)w[v]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) StoreRow(p, row + r, begin == 0, acc[r]);
+}
+
+}  // namespace
+
+void MultiplyPanelBF16Dot(const PanelProduct& p) {
+  const int64_t depth = RoundUp(p.depth, kPanelDepth);
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + kDepthBlock, depth);
+    int64_t row = 0;
+    for (; row + 6 <= p.rows; row += 6) MultiplyRows<6>(p, row, begin, end);
+    switch (p.rows - row) {
+      case 5:
+        MultiplyRows<5>(p, row, begin, end);
+        break;
+      case 4:
+        MultiplyRows<4>(p, row, begin, end);
+        break;
+      case 3:
+        MultiplyRows<3>(p, row, begin, end);
+        break;
+      case 2:
+        MultiplyRows<2>(p, row, begin, end);
+        break;
+      case 1:
+        MultiplyRows<1>(p, row, begin, end);
+        break;
+    }
+    begin = end;
+  } while (begin < depth);
+}
+
+}  // namespace overfill
