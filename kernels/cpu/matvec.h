@@ -16,6 +16,9 @@ inline constexpr int64_t kPanelDepth = 32;
 // summed over k in one fixed order, whatever `rows` is.
 struct PanelProduct {
   const void* x = nullptr;  // [rows, x_stride], f32 or bf16
+  // For bf16 x: the bf16 of what x's rounding left over, [rows, x_stride]; or
+  // null, and x is all there is.
+  const uint16_t* x_rest = nullptr;
   int64_t x_stride = 0;
   int64_t rows = 0;
   // f32: [depth][kPanelCols]. bf16: [depth / 2][kPanelCols][2], so that the

@@ -41,10 +41,23 @@ OVERFILL_BF16_TARGET inline void StoreRow(const PanelProduct& p, int64_t row,
   }
 }
 
-template <int kRows>
+// acc += the pair of depths at `x` times the panel's pair `w`.
+OVERFILL_BF16_TARGET inline void AddPair(const uint16_t* x,
+                                         const __m512i (&w)[kVectors],
+                                         __m512 (&acc)[kVectors]) {
+  int pair;
+  __builtin_memcpy(&pair, x, sizeof(pair));
+  const __m512i broadcast = _mm512_set1_epi32(pair);
+  for (int v = 0; v < kVectors; ++v) {
+    acc[v] = _mm512_dpbf16_ps(acc[v], (__m512bh)broadcast, (__m512bh)w[v]);
+  }
+}
+
+template <int kRows, bool kRest>
 OVERFILL_BF16_TARGET void MultiplyRows(const PanelProduct& p, int64_t row,
                                        int64_t begin, int64_t end) {
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
   const uint16_t* panel = static_cast<const uint16_t*>(p.panel);
   __m512 acc[kRows][kVectors];
   for (auto& row_acc : acc) {
@@ -56,46 +69,52 @@ OVERFILL_BF16_TARGET void MultiplyRows(const PanelProduct& p, int64_t row,
       w[v] = _mm512_load_si512(panel + k * kPanelCols + v * 2 * kLanes);
     }
     for (int r = 0; r < kRows; ++r) {
-      int pair;
-      __builtin_memcpy(&pair, x + r * p.x_stride + k, sizeof(pair));
-      const __m512i broadcast = _mm512_set1_epi32(pair);
-      for (int v = 0; v < kVectors; ++v) {
-        acc[r][v] =
-            _mm512_dpbf16_ps(acc[r][v], (__m512bh)broadcast, (__m512bh)w[v]);
-      }
+      if constexpr (kRest) AddPair(x_rest + r * p.x_stride + k, w, acc[r]);
+      AddPair(x + r * p.x_stride + k, w, acc[r]);
     }
   }
   for (int r = 0; r < kRows; ++r) StoreRow(p, row + r, begin == 0, acc[r]);
 }
 
-}  // namespace
-
-void MultiplyPanelBF16Dot(const PanelProduct& p) {
+template <bool kRest>
+void MultiplyAllRows(const PanelProduct& p) {
   const int64_t depth = RoundUp(p.depth, kPanelDepth);
   int64_t begin = 0;
   do {
     const int64_t end = std::min(begin + kDepthBlock, depth);
     int64_t row = 0;
-    for (; row + 6 <= p.rows; row += 6) MultiplyRows<6>(p, row, begin, end);
+    for (; row + 6 <= p.rows; row += 6) {
+      MultiplyRows<6, kRest>(p, row, begin, end);
+    }
     switch (p.rows - row) {
       case 5:
-        MultiplyRows<5>(p, row, begin, end);
+        MultiplyRows<5, kRest>(p, row, begin, end);
         break;
       case 4:
-        MultiplyRows<4>(p, row, begin, end);
+        MultiplyRows<4, kRest>(p, row, begin, end);
         break;
       case 3:
-        MultiplyRows<3>(p, row, begin, end);
+        MultiplyRows<3, kRest>(p, row, begin, end);
         break;
       case 2:
-        MultiplyRows<2>(p, row, begin, end);
+        MultiplyRows<2, kRest>(p, row, begin, end);
         break;
       case 1:
-        MultiplyRows<1>(p, row, begin, end);
+        MultiplyRows<1, kRest>(p, row, begin, end);
         break;
     }
     begin = end;
   } while (begin < depth);
+}
+
+}  // namespace
+
+void MultiplyPanelBF16Dot(const PanelProduct& p) {
+  if (p.x_rest != nullptr) {
+    MultiplyAllRows<true>(p);
+  } else {
+    MultiplyAllRows<false>(p);
+  }
 }
 
 }  // namespace overfill
