@@ -17,7 +17,7 @@ namespace overfill {
 namespace {
 
 constexpr char kSpaceMark[] = "\u2581";
-constexpr int kNumMerges = 600;
+constexpr int kNumMerges = 400;
 
 constexpr char kLlama3Regex[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?)"
@@ -457,7 +457,7 @@ std::string MakeText(uint64_t seed, size_t num_words) {
 }
 
 Json MakeTokenizerJson(Family family, uint64_t seed) {
-  const std::string text = MakeText(seed, 3000);
+  const std::string text = MakeText(seed, 2000);
   Vocabulary vocabulary;
   if (IsByteLevel(family)) {
     TrainByteLevel(family, text, &vocabulary);
