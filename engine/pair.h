@@ -1,0 +1,78 @@
+// A pair: the full and the pruned checkpoint, proven to fit together, with the
+// map from the full model's KV to the pruned model's.
+#ifndef OVERFILL_ENGINE_PAIR_H_
+#define OVERFILL_ENGINE_PAIR_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/sha256.h"
+#include "engine/kv_map.h"
+#include "engine/model_config.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/weights.h"
+#include "kernels/device.h"
+
+namespace overfill {
+
+enum class LoadFormat {
+  kSafetensors,
+  kDummy,  // seeded noise in the shapes of config.json: for speed, not text
+};
+
+struct PairOptions {
+  std::string prefill_model_dir;
+  std::string decode_model_dir;
+  std::string kv_map_file;  // empty: identity
+  LoadFormat load_format = LoadFormat::kSafetensors;
+  DType weights = DType::kBF16;  // of the products: kBF16 or kF32
+};
+
+// One half of a pair, loaded.
+struct PairModel {
+  std::string name;  // the last component of its directory
+  ModelWeights weights;
+  Sha256Digest digest{};  // of the checkpoint's content
+  int64_t num_parameters = 0;
+};
+
+// Immutable after Load; safe for any thread.
+class Pair {
+ public:
+  // Loads both checkpoints to `device`, which outlives the pair. Compatibility
+  // is proven from the small files first: vocabulary and tokenizer content, KV
+  // heads, head_dim, RoPE parameters, KV dtype and the layer map. Errors are
+  // one line that names the file, or both files, and the field or tensor.
+  static absl::StatusOr<std::unique_ptr<Pair>> Load(Device& device,
+                                                    const PairOptions& options);
+
+  const PairModel& full() const { return full_; }
+  const PairModel& pruned() const { return pruned_; }
+  const KvMap& kv_map() const { return kv_map_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  // The full model's, for requests that leave a field unset.
+  const GenerationConfig& generation() const { return generation_; }
+  // What ends an answer: the ids of the full model's generation_config.json,
+  // else of its config.json, else the tokenizer's EOS. Sorted, unique.
+  const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
+  // Over the content of both checkpoints, the tokenizer and the KV map.
+  const Sha256Digest& digest() const { return digest_; }
+
+ private:
+  Pair() = default;
+
+  PairModel full_;
+  PairModel pruned_;
+  KvMap kv_map_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  GenerationConfig generation_;
+  std::vector<int32_t> eos_ids_;
+  Sha256Digest digest_{};
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_ENGINE_PAIR_H_

@@ -1,0 +1,62 @@
+// A loaded pair made ready to run: its KV stores, a runner for each pool, and
+// the mover between the stores where there are two.
+#ifndef OVERFILL_ENGINE_PAIR_ENGINE_H_
+#define OVERFILL_ENGINE_PAIR_ENGINE_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/kv_mover.h"
+#include "engine/kv_store.h"
+#include "engine/model_runner.h"
+#include "engine/pair.h"
+#include "kernels/device.h"
+
+namespace overfill {
+
+struct PairEngineOptions {
+  // Of all stores together; 0: a share of what the device has left.
+  int64_t kv_cache_bytes = 0;
+  int32_t block_tokens = 16;
+  // 0: the smaller of both models' max_positions.
+  int32_t max_sequence_tokens = 0;
+  int32_t prefill_chunk_tokens = 512;  // prompt rows of one step
+  int32_t max_decode_batch = 64;       // sequences of one step
+};
+
+// Immutable after Create. The runners and the mover have the threading rules
+// of step.h.
+class PairEngine {
+ public:
+  // Device and pair outlive the engine. INVALID_ARGUMENT when the options do
+  // not fit the pair, RESOURCE_EXHAUSTED when memory does not do.
+  static absl::StatusOr<std::unique_ptr<PairEngine>> Create(
+      Device& device, const Pair& pair, const PairEngineOptions& options);
+
+  StepRunner* prefill() const { return prefill_.get(); }
+  StepRunner* decode() const { return decode_.get(); }
+  // Null where both pools share one store: identity and layers.
+  KvMover* mover() const { return mover_.get(); }
+  const KvStore& prefill_store() const { return *prefill_store_; }
+  // The prefill pool's where they share it.
+  const KvStore& decode_store() const {
+    return decode_store_ ? *decode_store_ : *prefill_store_;
+  }
+  bool shares_store() const { return decode_store_ == nullptr; }
+  int32_t max_sequence_tokens() const { return max_sequence_tokens_; }
+
+ private:
+  PairEngine() = default;
+
+  std::unique_ptr<KvStore> prefill_store_;
+  std::unique_ptr<KvStore> decode_store_;  // null: shared
+  std::unique_ptr<BlockMover> mover_;      // null: shared
+  std::unique_ptr<ModelRunner> prefill_;
+  std::unique_ptr<ModelRunner> decode_;
+  int32_t max_sequence_tokens_ = 0;
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_ENGINE_PAIR_ENGINE_H_
