@@ -129,6 +129,29 @@ def write_pair(
         (full.config, pruned.config), kept)
 
 
+def write_training(
+    out: pathlib.Path, seed: int, full: Llama, pruned: Llama,
+    states: List[train.State],
+) -> None:
+    """training.json: what it took, for the model card."""
+    names = ("copying", "binding", "language", "distillation")
+    checkpoint.write_json(out / "training.json", {
+        "seed": seed,
+        "machine": f"{torch.get_num_threads()} threads",
+        **{name: {"parameters": count_parameters(model),
+                  "hidden_size": model.config.hidden_size,
+                  "intermediate_size": model.config.intermediate_size,
+                  "layers": model.config.num_hidden_layers,
+                  "heads": model.config.num_attention_heads,
+                  "head_dim": model.config.head_dim,
+                  "vocabulary": model.config.vocab_size}
+           for name, model in (("full", full), ("decode", pruned))},
+        "stages": [{"name": name, "steps": state.step, "tokens": state.tokens,
+                    "seconds": round(state.seconds)}
+                   for name, state in zip(names, states)],
+    })
+
+
 def log(line: str) -> None:
     print(time.strftime("%H:%M:%S ", time.gmtime()) + line, flush=True)
 
@@ -142,8 +165,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm_up_steps", type=int, default=400)
     parser.add_argument("--binding_steps", type=int, default=1500)
-    parser.add_argument("--language_steps", type=int, default=1500)
-    parser.add_argument("--distil_steps", type=int, default=600)
+    parser.add_argument("--language_steps", type=int, default=4000)
+    parser.add_argument("--distil_steps", type=int, default=1000)
     return parser.parse_args()
 
 
@@ -163,6 +186,7 @@ def main() -> None:
             full, state, tokenizer, args.seed,
             train.Schedule(args.distil_steps), MAX_LEVEL, path, log)))
     write_pair(args.out, tokenizer, full, pruned, kept)
+    write_training(args.out, args.seed, full, pruned, states)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import List, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -27,6 +27,7 @@ class Span:
     row: int
     start: int
     length: int
+    family: str
 
 
 @dataclasses.dataclass
@@ -45,14 +46,22 @@ class Batch:
         return targets
 
 
-Row = Tuple[List[int], List[Tuple[int, int]]]  # ids, (start, length) of answers
+class Answer(NamedTuple):
+    """The tokens of one answer in its row: ids[start:start + length]."""
+
+    start: int
+    length: int
+    family: str
+
+
+Row = Tuple[List[int], List[Answer]]
 
 
 def encode_scene(
     tokenizer: Tokenizer, scene: world.Scene, num_questions: int
 ) -> Row:
     ids: List[int] = []
-    answers: List[Tuple[int, int]] = []
+    answers: List[Answer] = []
     for question in scene.questions[:num_questions]:
         if ids:
             ids += tokenizer.encode(
@@ -61,7 +70,7 @@ def encode_scene(
             prompt = world.format_prompt(scene.passage, question.text)
             ids += tokenizer.encode(prompt, add_bos=True)
         answer = tokenizer.encode(" " + question.answer) + [tokenizer.eos_id]
-        answers.append((len(ids), len(answer)))
+        answers.append(Answer(len(ids), len(answer), question.family))
         ids += answer
     return ids, answers
 
@@ -120,5 +129,5 @@ def collate(
         padded[index, :len(ids)] = torch.tensor(ids)
         if rng.random() < 0.5:
             positions[index] += rng.randint(0, max_positions - width)
-        spans += [Span(index, start, length) for start, length in answers]
+        spans += [Span(index, *answer) for answer in answers]
     return Batch(padded, positions, spans)

@@ -30,10 +30,10 @@ import grpc
 
 from training import world
 from training.eval_items import DEFAULT_SEED, Item, make_items
+from training.report import PATHS, quality_markdown
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROTO = "overfill/v1/inference.proto"
-PATHS = ("two_stage", "full", "pruned")
 MAX_NEW_TOKENS = 48
 NUM_STREAMS = 16
 START_SECONDS = 60.0
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--per_family", type=int, default=200)
     parser.add_argument("--json", type=pathlib.Path, required=True)
+    parser.add_argument("--markdown", type=pathlib.Path)
     args = parser.parse_args()
     if (args.server_binary is None) == (args.target is None):
         parser.error("give one of --server_binary and --target")
@@ -210,8 +211,12 @@ def main() -> None:
     targets = json.loads(targets_path.read_text(encoding="utf-8"))["quality"]
     results = judge(metrics, targets)
     report = {"name": "quality", "commit": commit(), "machine": machine(),
+              "seed": args.seed, "per_family": args.per_family,
               "results": results}
     args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.markdown:
+        args.markdown.write_text(
+            quality_markdown(report), encoding="utf-8")
     for result in results:
         print(f"{result['metric']}: {result['value']} "
               f"(target {result['target']}, met {result['met']})")
