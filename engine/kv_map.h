@@ -7,9 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/sha256.h"
+#include "engine/model_config.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -38,6 +40,11 @@ struct KvMapSpec {
 absl::StatusOr<KvMapSpec> ParseKvMapSpec(absl::string_view json,
                                          absl::string_view origin);
 
+// Whether the map can lead from the full model's layers, KV heads and head_dim
+// to the pruned model's. INVALID_ARGUMENT names the field.
+absl::Status CheckKvMap(const KvMapSpec& spec, const ModelConfig& full,
+                        const ModelConfig& pruned);
+
 // A map in device memory.
 struct KvMap {
   KvMapKind kind = KvMapKind::kIdentity;
@@ -45,8 +52,20 @@ struct KvMap {
   // Per pruned layer, f32; empty but for kProjection.
   std::vector<std::unique_ptr<LinearWeight>> k_maps;  // [Hkv' D', Hkv D]
   std::vector<std::unique_ptr<LinearWeight>> v_maps;  // [Hkv' D', Hkv D]
-  Sha256Digest digest{};  // of the map's content
+  Sha256Digest digest{};                              // of the map's content
 };
+
+// Loads the map, which passes CheckKvMap; its file lies in `directory`.
+// INVALID_ARGUMENT names the file and the tensor.
+absl::StatusOr<KvMap> LoadKvMap(Device& device, const KvMapSpec& spec,
+                                const std::string& directory,
+                                const ModelConfig& full,
+                                const ModelConfig& pruned);
+
+// The same with noise for maps, a function of `seed`; reads no file.
+absl::StatusOr<KvMap> MakeDummyKvMap(Device& device, const KvMapSpec& spec,
+                                     const ModelConfig& full,
+                                     const ModelConfig& pruned, uint64_t seed);
 
 }  // namespace overfill
 

@@ -17,7 +17,7 @@ absl::Status CheckCopy(const KvLayout& source, const KvLayout& destination) {
 }
 
 absl::Status CheckMaps(const KvLayout& source, const KvLayout& destination,
-                       std::span<const std::unique_ptr<LinearWeight>> maps) {
+                       std::span<const LinearWeight* const> maps) {
   if (source.block_tokens != destination.block_tokens ||
       source.dtype != destination.dtype) {
     return absl::InvalidArgumentError(
@@ -30,7 +30,7 @@ absl::Status CheckMaps(const KvLayout& source, const KvLayout& destination,
   }
   const int64_t in = int64_t{source.num_kv_heads} * source.head_dim;
   const int64_t out = int64_t{destination.num_kv_heads} * destination.head_dim;
-  for (const auto& map : maps) {
+  for (const LinearWeight* map : maps) {
     if (map->in_features() == in && map->out_features() == out) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("KV projection: a map is [", map->out_features(), ", ",
@@ -74,10 +74,7 @@ BlockMover::BlockMover(Device& device, const KvStore& source,
       source_(source.view()),
       destination_(destination.view()),
       rules_(std::move(rules)),
-      stream_(device.NewStream(StreamPriority::kHigh)) {
-  for (const auto& map : rules_.k_maps) k_maps_.push_back(map.get());
-  for (const auto& map : rules_.v_maps) v_maps_.push_back(map.get());
-}
+      stream_(device.NewStream(StreamPriority::kHigh)) {}
 
 absl::Status BlockMover::Move(std::span<const BlockCopy> blocks) {
   for (const BlockCopy& copy : blocks) {
@@ -92,13 +89,13 @@ absl::Status BlockMover::Move(std::span<const BlockCopy> blocks) {
   if (blocks.empty()) return absl::OkStatus();
   {
     StreamScope scope(*stream_);
-    if (k_maps_.empty()) {
+    if (rules_.k_maps.empty()) {
       device_.ops().CopyBlocks(*stream_, source_, destination_,
                                rules_.source_layers, blocks);
     } else {
       device_.ops().ProjectBlocks(*stream_, source_, destination_,
-                                  rules_.source_layers, k_maps_, v_maps_,
-                                  blocks);
+                                  rules_.source_layers, rules_.k_maps,
+                                  rules_.v_maps, blocks);
     }
   }
   return stream_->Synchronize();

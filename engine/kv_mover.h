@@ -16,22 +16,22 @@
 
 namespace overfill {
 
-// How one store's KV becomes another's.
+// How one store's KV becomes another's. The maps belong to somebody else.
 struct KvMoveRules {
   // [destination layers] the source layer that each one is made from.
   std::vector<int32_t> source_layers = {};
   // Empty: bytes are copied. Else one linear map per destination layer, from
   // all of a source token's K (or V) heads to all of a destination token's.
-  std::vector<std::unique_ptr<LinearWeight>> k_maps = {};  // [Hkv' D', Hkv D]
-  std::vector<std::unique_ptr<LinearWeight>> v_maps = {};  // [Hkv' D', Hkv D]
+  std::vector<const LinearWeight*> k_maps = {};  // [Hkv' D', Hkv D]
+  std::vector<const LinearWeight*> v_maps = {};  // [Hkv' D', Hkv D]
 };
 
 // Move may be called by one thread at a time. A block outside its store, or a
 // token count outside the block, is INVALID_ARGUMENT before anything moves.
 class BlockMover : public KvMover {
  public:
-  // Device and stores outlive the mover. INVALID_ARGUMENT when the rules do
-  // not fit the stores.
+  // Device, stores and maps outlive the mover. INVALID_ARGUMENT when the rules
+  // do not fit the stores.
   static absl::StatusOr<std::unique_ptr<BlockMover>> Create(
       Device& device, const KvStore& source, const KvStore& destination,
       KvMoveRules rules);
@@ -46,8 +46,6 @@ class BlockMover : public KvMover {
   const KvView source_;
   const KvView destination_;
   const KvMoveRules rules_;
-  std::vector<const LinearWeight*> k_maps_;  // rules_.k_maps
-  std::vector<const LinearWeight*> v_maps_;  // rules_.v_maps
   std::unique_ptr<Stream> stream_;
 };
 

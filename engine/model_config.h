@@ -45,10 +45,12 @@ struct ModelConfig {
   int32_t max_positions = 0;      // context limit, in tokens
   float norm_eps = 0;
   RopeConfig rope;
-  DType dtype = DType::kBF16;  // of the checkpoint, as config.json states it
+  // Of the checkpoint, as config.json states it; f32 where it does not. The
+  // tensors of the files have their own.
+  DType dtype = DType::kBF16;
   bool tied_embeddings = false;
-  bool qkv_bias = false;         // Qwen2; Llama with attention_bias
-  bool output_bias = false;      // Llama with attention_bias
+  bool qkv_bias = false;         // Qwen2; Llama, Qwen3 with attention_bias
+  bool output_bias = false;      // Llama, Qwen3 with attention_bias
   bool mlp_bias = false;         // Llama with mlp_bias
   bool qk_norm = false;          // Qwen3
   std::vector<int32_t> eos_ids;  // may be empty

@@ -50,7 +50,8 @@ class Pair {
                                                     const PairOptions& options);
 
   const PairModel& full() const { return full_; }
-  const PairModel& pruned() const { return pruned_; }
+  // full() itself where both directories are one.
+  const PairModel& pruned() const { return is_one_model_ ? full_ : pruned_; }
   const KvMap& kv_map() const { return kv_map_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   // The full model's, for requests that leave a field unset.
@@ -62,10 +63,12 @@ class Pair {
   const Sha256Digest& digest() const { return digest_; }
 
  private:
+  friend class PairLoader;  // in pair.cc
   Pair() = default;
 
   PairModel full_;
   PairModel pruned_;
+  bool is_one_model_ = false;
   KvMap kv_map_;
   std::unique_ptr<Tokenizer> tokenizer_;
   GenerationConfig generation_;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/kv_mover.h"
 #include "engine/kv_store.h"
@@ -16,10 +17,12 @@
 namespace overfill {
 
 struct PairEngineOptions {
-  // Of all stores together; 0: a share of what the device has left.
+  // Of all stores together; 0: what a full decode batch of full sequences
+  // takes, but at most half of what the weights leave of the device's memory.
   int64_t kv_cache_bytes = 0;
   int32_t block_tokens = 16;
-  // 0: the smaller of both models' max_positions.
+  // 0: the smaller of both models' max_positions, or what the stores hold
+  // where that is less. A stated one that they do not hold is refused.
   int32_t max_sequence_tokens = 0;
   int32_t prefill_chunk_tokens = 512;  // prompt rows of one step
   int32_t max_decode_batch = 64;       // sequences of one step
@@ -48,6 +51,10 @@ class PairEngine {
 
  private:
   PairEngine() = default;
+  absl::Status MakeStores(Device& device, const Pair& pair,
+                          const PairEngineOptions& options);
+  absl::Status MakeRunners(Device& device, const Pair& pair,
+                           const PairEngineOptions& options);
 
   std::unique_ptr<KvStore> prefill_store_;
   std::unique_ptr<KvStore> decode_store_;  // null: shared

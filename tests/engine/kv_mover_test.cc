@@ -152,6 +152,7 @@ TEST_P(KvMoverTest, ProjectsKAndVByTheirOwnMaps) {
   // [layer][half]: a map [kOut, kIn].
   std::vector<std::vector<float>> weights(4, std::vector<float>(kOut * kIn));
   KvMoveRules rules{.source_layers = {2, 0}};
+  std::vector<std::unique_ptr<LinearWeight>> maps;
   for (size_t m = 0; m < weights.size(); ++m) {
     for (float& w : weights[m]) w = normal(random);
     const HostTensor tensor = {
@@ -160,7 +161,8 @@ TEST_P(KvMoverTest, ProjectsKAndVByTheirOwnMaps) {
         {kOut, kIn}};
     auto linear = device_->ops().MakeLinear({&tensor, 1}, {}, DType::kF32);
     ASSERT_TRUE(linear.ok()) << linear.status();
-    (m % 2 == 0 ? rules.k_maps : rules.v_maps).push_back(*std::move(linear));
+    maps.push_back(*std::move(linear));
+    (m % 2 == 0 ? rules.k_maps : rules.v_maps).push_back(maps.back().get());
   }
   const std::vector<int32_t> layers = rules.source_layers;
   auto mover =
@@ -217,11 +219,13 @@ TEST_P(KvMoverTest, RulesThatDoNotFitAreRefused) {
   EXPECT_EQ(create(*other_shape, {0, 1}), kInvalid);
 
   const std::vector<float> zeros(32 * 32);
+  std::vector<std::unique_ptr<LinearWeight>> maps;
   const auto map = [&](int64_t out, int64_t in) {
     const HostTensor tensor = {reinterpret_cast<const std::byte*>(zeros.data()),
                                DType::kF32,
                                {out, in}};
-    return *device_->ops().MakeLinear({&tensor, 1}, {}, DType::kF32);
+    maps.push_back(*device_->ops().MakeLinear({&tensor, 1}, {}, DType::kF32));
+    return maps.back().get();
   };
   KvMoveRules wrong_size{.source_layers = {0, 1}};
   KvMoveRules v_missing{.source_layers = {0, 1}};

@@ -5,9 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/file.h"
 #include "base/status_macros.h"
-#include "tests/golden/plain_loader.h"
 
 namespace overfill {
 namespace {
@@ -16,7 +14,6 @@ constexpr StepLimits kLimits = {
     .max_rows = 256, .max_sequences = 16, .max_sequence_tokens = 256};
 // Of each store.
 constexpr int64_t kStoreTokens = 2048;
-constexpr uint64_t kMaxMapBytes = 1 << 20;
 
 absl::StatusOr<DType> ReadDType(const Json& job, const char* key) {
   const std::string name = job.at(key).get<std::string>();
@@ -41,77 +38,51 @@ absl::StatusOr<std::unique_ptr<GoldenPair>> GoldenPair::Load(Device& device,
                                                              const Json& job) {
   ASSIGN_OR_RETURN(const DType dtype, ReadDType(job, "weights"));
   ASSIGN_OR_RETURN(const DType kv_dtype, ReadDType(job, "kv"));
+  const bool has_decode = job.contains("decode");
+  const auto full_dir = job.at("full").get<std::string>();
   std::unique_ptr<GoldenPair> pair(new GoldenPair(device));
-  RETURN_IF_ERROR(pair->LoadHalf(job.at("full"), dtype, pair->prefill_));
-  if (job.contains("decode")) {
-    RETURN_IF_ERROR(pair->LoadHalf(job.at("decode"), dtype, pair->decode_));
-  }
+  ASSIGN_OR_RETURN(
+      pair->pair_,
+      Pair::Load(device, {.prefill_model_dir = full_dir,
+                          .decode_model_dir = job.value("decode", full_dir),
+                          .kv_map_file = job.value("kv_map", std::string()),
+                          .load_format = LoadFormat::kSafetensors,
+                          .weights = dtype}));
   RETURN_IF_ERROR(pair->MakeStores(job, kv_dtype));
-  RETURN_IF_ERROR(pair->MakeRunner(pair->prefill_, *pair->store_, {}));
-  if (pair->decode_.weights) {
-    RETURN_IF_ERROR(pair->MakeRunner(pair->decode_, pair->decode_store(),
-                                     pair->decode_layers_));
+  RETURN_IF_ERROR(pair->MakeRunner(pair->pair_->full().weights, *pair->store_,
+                                   {}, pair->prefill_));
+  if (has_decode) {
+    RETURN_IF_ERROR(pair->MakeRunner(pair->pair_->pruned().weights,
+                                     pair->decode_store(), pair->decode_layers_,
+                                     pair->decode_));
   }
   return pair;
 }
 
-absl::Status GoldenPair::LoadHalf(const std::string& directory, DType dtype,
-                                  Half& half) {
-  ASSIGN_OR_RETURN(half.weights,
-                   LoadPlainCheckpoint(device_, directory, dtype));
-  return absl::OkStatus();
-}
-
-absl::Status GoldenPair::ReadKvMap(const std::string& path,
-                                   KvMoveRules& rules) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxMapBytes));
-  ASSIGN_OR_RETURN(const Json map, ParseJsonObject(text, path));
-  kept_layers_ = map.at("layers").get<std::vector<int32_t>>();
-  if (map.at("kind") != "projection") return absl::OkStatus();
-  const std::string folder = path.substr(0, path.rfind('/') + 1);
-  ASSIGN_OR_RETURN(
-      const PlainTensors tensors,
-      ReadPlainTensors(folder + map.at("file").get<std::string>()));
-  for (size_t l = 0; l < kept_layers_.size(); ++l) {
-    for (const auto& [half, maps] :
-         {std::pair("k", &rules.k_maps), std::pair("v", &rules.v_maps)}) {
-      const HostTensor& tensor =
-          tensors.by_name.at(absl::StrCat("layers.", l, ".", half));
-      ASSIGN_OR_RETURN(auto linear,
-                       device_.ops().MakeLinear({&tensor, 1}, {}, DType::kF32));
-      maps->push_back(std::move(linear));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status GoldenPair::MakeStores(const Json& job, DType kv_dtype) {
   const auto block_tokens = job.at("block_tokens").get<int32_t>();
-  const ModelConfig& full = prefill_.weights->config;
-  ASSIGN_OR_RETURN(store_, MakeStore(device_, full, kv_dtype, block_tokens));
-  kept_layers_.resize(full.num_layers);
-  std::iota(kept_layers_.begin(), kept_layers_.end(), 0);
+  ASSIGN_OR_RETURN(store_, MakeStore(device_, pair_->full().weights.config,
+                                     kv_dtype, block_tokens));
+  const KvMap& map = pair_->kv_map();
+  kept_layers_ = map.source_layers;
   decode_layers_ = kept_layers_;
-  if (!decode_.weights) return absl::OkStatus();
-
-  KvMoveRules rules;
-  if (job.contains("kv_map")) {
-    RETURN_IF_ERROR(ReadKvMap(job.at("kv_map"), rules));
-  }
-  decode_layers_ = kept_layers_;
-  if (!job.value("copy", false) && rules.k_maps.empty())
-    return absl::OkStatus();
-  ASSIGN_OR_RETURN(decode_store_, MakeStore(device_, decode_.weights->config,
-                                            kv_dtype, block_tokens));
+  if (!job.value("copy", false) && map.k_maps.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(decode_store_,
+                   MakeStore(device_, pair_->pruned().weights.config, kv_dtype,
+                             block_tokens));
   std::iota(decode_layers_.begin(), decode_layers_.end(), 0);
-  rules.source_layers = kept_layers_;
+  KvMoveRules rules{.source_layers = kept_layers_};
+  for (const auto& k_map : map.k_maps) rules.k_maps.push_back(k_map.get());
+  for (const auto& v_map : map.v_maps) rules.v_maps.push_back(v_map.get());
   ASSIGN_OR_RETURN(mover_, BlockMover::Create(device_, *store_, *decode_store_,
                                               std::move(rules)));
   return absl::OkStatus();
 }
 
-absl::Status GoldenPair::MakeRunner(Half& half, const KvStore& store,
-                                    std::vector<int32_t> kv_layers) {
+absl::Status GoldenPair::MakeRunner(const ModelWeights& weights,
+                                    const KvStore& store,
+                                    std::vector<int32_t> kv_layers,
+                                    Half& half) {
   half.logits.resize(kLimits.max_sequences);
   ModelRunnerOptions options;
   options.limits = limits();
@@ -119,8 +90,8 @@ absl::Status GoldenPair::MakeRunner(Half& half, const KvStore& store,
   options.logits_hook = [&half](int32_t sequence, std::span<const float> row) {
     half.logits[sequence].assign(row.begin(), row.end());
   };
-  ASSIGN_OR_RETURN(half.runner, ModelRunner::Create(device_, *half.weights,
-                                                    store, std::move(options)));
+  ASSIGN_OR_RETURN(half.runner, ModelRunner::Create(device_, weights, store,
+                                                    std::move(options)));
   return absl::OkStatus();
 }
 

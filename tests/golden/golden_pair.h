@@ -13,8 +13,8 @@
 #include "engine/kv_mover.h"
 #include "engine/kv_store.h"
 #include "engine/model_runner.h"
+#include "engine/pair.h"
 #include "engine/step.h"
-#include "engine/weights.h"
 #include "kernels/device.h"
 #include "tests/golden/engine_driver.h"
 
@@ -55,20 +55,17 @@ class GoldenPair {
 
  private:
   struct Half {
-    std::unique_ptr<ModelWeights> weights;
     LogitsTable logits;  // of the last Run, by sequence
     std::unique_ptr<ModelRunner> runner;
   };
 
   explicit GoldenPair(Device& device) : device_(device) {}
-  absl::Status LoadHalf(const std::string& directory, DType dtype, Half& half);
-  absl::Status MakeRunner(Half& half, const KvStore& store,
-                          std::vector<int32_t> kv_layers);
-  // Sets kept_layers_ and the maps of `rules`.
-  absl::Status ReadKvMap(const std::string& path, KvMoveRules& rules);
+  absl::Status MakeRunner(const ModelWeights& weights, const KvStore& store,
+                          std::vector<int32_t> kv_layers, Half& half);
   absl::Status MakeStores(const Json& job, DType kv_dtype);
 
   Device& device_;
+  std::unique_ptr<Pair> pair_;
   Half prefill_;
   Half decode_;
   std::unique_ptr<KvStore> store_;         // the full model's, or both's

@@ -1,0 +1,213 @@
+#include "engine/pair.h"
+
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "engine/content_digest.h"
+#include "engine/dummy_tokenizer.h"
+#include "engine/pair_check.h"
+#include "engine/parallel.h"
+#include "engine/safetensors.h"
+
+namespace overfill {
+namespace {
+
+constexpr uint64_t kMaxMapBytes = 1 << 20;
+constexpr uint64_t kMaxConfigBytes = 16 << 20;
+// Of dummy weights.
+constexpr uint64_t kDummySeed = 1;
+
+// Whether two paths lead to one directory.
+bool IsSameDirectory(const std::string& a, const std::string& b) {
+  std::error_code error;
+  return std::filesystem::equivalent(a, b, error) && !error;
+}
+
+// The last component, whatever dots and slashes follow it.
+std::string ModelName(const std::string& directory) {
+  std::error_code error;
+  std::filesystem::path path =
+      std::filesystem::weakly_canonical(directory, error);
+  if (error) path = directory;
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename().string();
+}
+
+std::string DirectoryOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+// The part of a model's digest that its small files make up.
+absl::Status HashConfigs(const std::string& directory, Sha256& hash) {
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    const std::string path = absl::StrCat(directory, "/", name);
+    const auto text = ReadFile(path, kMaxConfigBytes);
+    if (!text.ok() && !absl::IsNotFound(text.status())) return text.status();
+    hash.UpdateField(text.ok() ? "there" : "absent");
+    hash.UpdateField(text.ok() ? *text : "");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+// Makes one pair, small files first.
+class PairLoader {
+ public:
+  PairLoader(Device& device, const PairOptions& options)
+      : device_(device), options_(options) {}
+
+  absl::StatusOr<std::unique_ptr<Pair>> Load() {
+    if (options_.weights != DType::kBF16 && options_.weights != DType::kF32) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "weights ", DTypeName(options_.weights), " is neither bf16 nor f32"));
+    }
+    pair_->is_one_model_ =
+        IsSameDirectory(options_.prefill_model_dir, options_.decode_model_dir);
+    RETURN_IF_ERROR(LoadSide(options_.prefill_model_dir, full_));
+    RETURN_IF_ERROR(LoadSide(options_.decode_model_dir, pruned_));
+    RETURN_IF_ERROR(LoadMapSpec());
+    RETURN_IF_ERROR(CheckPair(full_.facts, pruned_.facts, map_spec_));
+    ASSIGN_OR_RETURN(pair_->eos_ids_, EosIds(full_.facts));
+    if (pair_->eos_ids_.empty()) {
+      LogWarning(absl::StrCat(options_.prefill_model_dir,
+                              ": no EOS token: only stops and limits end "
+                              "an answer"));
+    }
+    pair_->generation_ = full_.facts.generation;
+
+    // Every header is checked before any weight is converted.
+    RETURN_IF_ERROR(OpenCheckpoint(full_));
+    if (!pair_->is_one_model_) RETURN_IF_ERROR(OpenCheckpoint(pruned_));
+    RETURN_IF_ERROR(LoadMap());
+    RETURN_IF_ERROR(LoadModel(full_, pair_->full_));
+    if (!pair_->is_one_model_) {
+      RETURN_IF_ERROR(LoadModel(pruned_, pair_->pruned_));
+    }
+    pair_->tokenizer_ = std::move(full_.tokenizer);
+    SetDigest();
+    return std::move(pair_);
+  }
+
+ private:
+  struct Side {
+    PairSide facts;
+    std::unique_ptr<Tokenizer> tokenizer;
+    std::vector<uint8_t> is_token;
+    std::optional<Checkpoint> checkpoint;  // none of dummies
+  };
+
+  bool is_dummy() const { return options_.load_format == LoadFormat::kDummy; }
+
+  absl::Status LoadSide(const std::string& directory, Side& side) {
+    PairSide& facts = side.facts;
+    facts.directory = directory;
+    facts.kv_dtype = options_.weights;
+    ASSIGN_OR_RETURN(facts.config, LoadModelConfig(directory));
+    ASSIGN_OR_RETURN(facts.generation, LoadGenerationConfig(directory));
+    if (is_dummy() && !FileExists(absl::StrCat(directory, "/tokenizer.json"))) {
+      ASSIGN_OR_RETURN(side.tokenizer,
+                       MakeDummyTokenizer(facts.config.vocab_size, directory));
+    } else {
+      ASSIGN_OR_RETURN(side.tokenizer, Tokenizer::Load(directory));
+    }
+    facts.tokenizer = side.tokenizer.get();
+    ASSIGN_OR_RETURN(side.is_token,
+                     TokenMask(facts.config, *side.tokenizer, directory));
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadMapSpec() {
+    const std::string& path = options_.kv_map_file;
+    if (path.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxMapBytes));
+    ASSIGN_OR_RETURN(map_spec_, ParseKvMapSpec(text, path));
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadMap() {
+    const ModelConfig& full = full_.facts.config;
+    const ModelConfig& pruned = pruned_.facts.config;
+    if (is_dummy()) {
+      ASSIGN_OR_RETURN(pair_->kv_map_, MakeDummyKvMap(device_, map_spec_, full,
+                                                      pruned, kDummySeed));
+    } else {
+      ASSIGN_OR_RETURN(
+          pair_->kv_map_,
+          LoadKvMap(device_, map_spec_, DirectoryOf(options_.kv_map_file), full,
+                    pruned));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status OpenCheckpoint(Side& side) {
+    if (is_dummy()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(side.checkpoint,
+                     Checkpoint::OpenDirectory(side.facts.directory));
+    return CheckWeights(side.facts.config, *side.checkpoint);
+  }
+
+  absl::Status LoadModel(Side& side, PairModel& model) {
+    const std::string& directory = side.facts.directory;
+    const ModelConfig& config = side.facts.config;
+    model.name = ModelName(directory);
+    model.num_parameters = NumParameters(config);
+    Sha256 hash;
+    RETURN_IF_ERROR(HashConfigs(directory, hash));
+    hash.UpdateField(HexString(side.tokenizer->digest()));
+    if (side.checkpoint) {
+      hash.UpdateField(HexString(
+          DigestFiles(side.checkpoint->files(), LoadingThreads(device_),
+                      absl::StrCat("hashing ", side.checkpoint->origin()))));
+      ASSIGN_OR_RETURN(model.weights,
+                       LoadWeights(device_, config, *side.checkpoint,
+                                   options_.weights, side.is_token));
+    } else {
+      hash.UpdateField(absl::StrCat("noise ", kDummySeed));
+      ASSIGN_OR_RETURN(model.weights,
+                       MakeDummyWeights(device_, config, options_.weights,
+                                        side.is_token, kDummySeed));
+    }
+    model.digest = hash.Finish();
+    side.checkpoint.reset();
+    return absl::OkStatus();
+  }
+
+  void SetDigest() {
+    Sha256 hash;
+    for (const Sha256Digest& part :
+         {pair_->full().digest, pair_->pruned().digest,
+          pair_->tokenizer().digest(), pair_->kv_map_.digest}) {
+      hash.UpdateField(HexString(part));
+    }
+    pair_->digest_ = hash.Finish();
+    LogInfo(absl::StrCat("pair ", pair_->full().name, " (",
+                         pair_->full().num_parameters, " parameters) and ",
+                         pair_->pruned().name, " (",
+                         pair_->pruned().num_parameters, " parameters), map ",
+                         KvMapKindName(pair_->kv_map_.kind), ", digest ",
+                         HexString(pair_->digest_)));
+  }
+
+  Device& device_;
+  const PairOptions& options_;
+  Side full_;
+  Side pruned_;
+  KvMapSpec map_spec_;
+  std::unique_ptr<Pair> pair_{new Pair()};
+};
+
+absl::StatusOr<std::unique_ptr<Pair>> Pair::Load(Device& device,
+                                                 const PairOptions& options) {
+  return PairLoader(device, options).Load();
+}
+
+}  // namespace overfill
