@@ -26,7 +26,7 @@ class EventQueue {
   EventQueue(int64_t max_pending_bytes, std::function<void()> on_ready);
 
   // False when the bound is passed: the delta is dropped, and the queue takes
-  // nothing but the terminal event.
+  // nothing but the terminal event. What it holds already stays.
   bool Push(Delta delta);
   // CHECKs that it is the first.
   void Finish(Terminal terminal);

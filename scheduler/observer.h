@@ -15,8 +15,8 @@ namespace overfill {
 enum class PoolId { kPrefill, kDecode };
 const char* PoolName(PoolId pool);  // "prefill", "decode"
 
-// Calls come from pool threads, some with the scheduler's lock held: they must
-// be short, must not block and must not call the scheduler.
+// Calls come from any thread, several at once, some with the scheduler's lock
+// held: they must be short, must not block and must not call the scheduler.
 class SchedulerObserver {
  public:
   virtual ~SchedulerObserver() = default;
@@ -55,8 +55,9 @@ struct SchedulerStats {
   RequestCounts requests;
   int64_t queued_tokens = 0;
   std::vector<BlockCounts> stores;
-  // Steady time of each pool's last finished step, by PoolId, and whether it
-  // has work: the watchdog's heartbeat.
+  // The watchdog's heartbeat, by PoolId: steady time of the pool's last
+  // finished step, or of when it last got work after it had none, and whether
+  // it has work. A copy under way is work of the decode pool.
   std::array<SteadyTime, 2> last_step;
   std::array<bool, 2> has_work{};
 };

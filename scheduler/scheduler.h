@@ -19,7 +19,9 @@ namespace overfill {
 
 struct SchedulerOptions {
   int32_t block_tokens = 16;
-  int32_t max_sequence_tokens = 0;     // prompt + answer of one request
+  // Prompt + answer of one request; 0: what both models can hold. The whole of
+  // it should fit into each KV store: larger requests are refused one by one.
+  int32_t max_sequence_tokens = 0;
   int32_t prefill_chunk_tokens = 512;  // prompt rows of one step
   int32_t max_decode_batch = 64;       // sequences of one step
   int32_t max_queued_requests = 256;
@@ -42,7 +44,8 @@ struct SchedulerBackend {
 // Thread-safe.
 class Scheduler {
  public:
-  // `observer` may be null; it outlives the scheduler.
+  // `observer` may be null; it outlives the scheduler. INVALID_ARGUMENT names
+  // the option, or the part of the backend, that cannot be.
   static absl::StatusOr<std::unique_ptr<Scheduler>> Create(
       const SchedulerOptions& options, const SchedulerBackend& backend,
       SchedulerObserver* observer);
@@ -53,12 +56,16 @@ class Scheduler {
   // alive until the terminal one. Returns a uid for Cancel.
   // RESOURCE_EXHAUSTED: a queue bound; ALREADY_EXISTS: the tenant has a live
   // request of this id; UNAVAILABLE: draining; DEADLINE_EXCEEDED: too late
-  // already. A refused request gets no event.
+  // already; INVALID_ARGUMENT: breaks what request.h says, passes
+  // max_sequence_tokens, or needs more KV blocks (prompt and max_tokens in
+  // full) than the store has. A refused request gets no event. See admission.h
+  // for the reasons that the observer is told.
   virtual absl::StatusOr<uint64_t> Submit(
       Request request, std::shared_ptr<EventQueue> events) = 0;
 
-  // Ends a live request with `status` (CANCELLED, DEADLINE_EXCEEDED); its
-  // blocks are free within one step. No effect on one that has ended.
+  // Ends a live request with `status` (CANCELLED, DEADLINE_EXCEEDED), never OK;
+  // its blocks are free within one step, or once the copy under way is done. No
+  // effect on one that has ended.
   virtual void Cancel(uint64_t uid, absl::Status status) = 0;
 
   // Refuses new requests from now on.
