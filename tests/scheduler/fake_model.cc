@@ -1,0 +1,262 @@
+#include "tests/scheduler/fake_model.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/checked_math.h"
+
+namespace overfill {
+namespace {
+
+uint64_t Mix(uint64_t a, uint64_t b) {
+  uint64_t x = a * 0x9e3779b97f4a7c15 + b + 0x632be59bd9b4e019;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+uint64_t Bits(float value) {
+  uint32_t bits;
+  static_assert(sizeof(bits) == sizeof(value));
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+}  // namespace
+
+uint64_t FakeCell(uint64_t model, int32_t position, int32_t token) {
+  return Mix(Mix(model, position), token);
+}
+
+uint64_t FakeDigest(uint64_t digest, uint64_t cell) {
+  return Mix(digest, cell);
+}
+
+int32_t FakeNext(uint64_t model, uint64_t digest, const SamplingState& sampling,
+                 int32_t vocab_size) {
+  std::vector<TokenAdjustment> adjustments;
+  const SampleParams params = sampling.Fill(adjustments);
+  uint64_t x = Mix(Mix(Mix(model, digest), params.seed), params.token_index);
+  std::set<int32_t> banned;
+  for (const TokenAdjustment& a : adjustments) {
+    x = Mix(Mix(x, a.token_id), Mix(Bits(a.bias), a.output_count));
+    x = Mix(x, a.seen);
+    if (a.banned) banned.insert(a.token_id);
+  }
+  auto token = static_cast<int32_t>(x % vocab_size);
+  while (banned.contains(token)) token = (token + 1) % vocab_size;
+  return token;
+}
+
+absl::StatusOr<StepResult> FakeModel::Run(const StepBatch& batch) {
+  if (++num_running_ > 1) Violate("two steps at once");
+  Check(batch);
+  PassGate();
+  absl::Status status;
+  if (before_run) status = before_run(batch);
+  StepResult result;
+  if (status.ok()) {
+    const size_t count = batch.sequences.size();
+    result.tokens.resize(count);
+    for (const SequenceStep& step : batch.sequences) {
+      for (size_t row = 0; row < step.token_ids.size(); ++row) {
+        const bool is_last = row + 1 == step.token_ids.size();
+        if (fault == Fault::kPromptKvDropped && row > 0 && is_last) continue;
+        const int32_t position =
+            step.start_position + static_cast<int32_t>(row);
+        const int32_t block = step.block_table[position / store_->block_tokens];
+        store_->At(block, position % store_->block_tokens) =
+            FakeCell(salt_, position + (fault == Fault::kPositionOffByOne),
+                     step.token_ids[row]);
+      }
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const SequenceStep& step = batch.sequences[i];
+      if (!step.sampling) continue;
+      SequenceStep read = step;
+      if (fault == Fault::kTablesExchanged) {
+        const auto& other = batch.sequences[(i + 1) % count];
+        if (other.block_table.size() >= step.block_table.size()) {
+          read.block_table = other.block_table;
+        }
+      }
+      std::optional<SampledToken> scripted;
+      if (script) scripted = script(step);
+      result.tokens[i] = scripted ? *scripted : Sample(step, read);
+    }
+  }
+  ++num_steps_;
+  --num_running_;
+  if (!status.ok()) return status;
+  return result;
+}
+
+SampledToken FakeModel::Sample(const SequenceStep& step,
+                               const SequenceStep& read) {
+  const int32_t end =
+      step.start_position + static_cast<int32_t>(step.token_ids.size());
+  uint64_t digest = 0;
+  for (int32_t position = 0; position < end; ++position) {
+    const int32_t block = read.block_table[position / store_->block_tokens];
+    uint64_t cell = store_->At(block, position % store_->block_tokens);
+    if (fault == Fault::kStaleToken && position == end - 1 &&
+        step.token_ids.size() == 1) {
+      cell = FakeCell(salt_, position, step.token_ids[0] + 1);
+    }
+    digest = FakeDigest(digest, cell);
+  }
+  const SamplingState fresh(&step.sampling->params(), {}, 0);
+  const SamplingState& sampling =
+      fault == Fault::kStateForgotten ? fresh : *step.sampling;
+  SampledToken token;
+  token.token_id = FakeNext(salt_, digest, sampling, vocab_size_);
+  if (sampling.params().num_logprobs >= 0) {
+    token.logprob = -static_cast<float>(token.token_id);
+    token.top_logprobs.resize(sampling.params().num_logprobs,
+                              {token.token_id, token.logprob});
+  }
+  return token;
+}
+
+void FakeModel::Check(const StepBatch& batch) {
+  int64_t rows = 0;
+  std::set<int32_t> blocks;
+  for (const SequenceStep& step : batch.sequences) {
+    const auto count = static_cast<int64_t>(step.token_ids.size());
+    const int64_t end = step.start_position + count;
+    rows += count;
+    if (count == 0) Violate("a sequence without rows");
+    if (end > limits_.max_sequence_tokens) Violate("too long a sequence");
+    if (static_cast<int64_t>(step.block_table.size()) !=
+        CeilDiv(end, store_->block_tokens)) {
+      Violate("a table that does not cover the positions exactly");
+    }
+    for (int32_t block : step.block_table) {
+      if (block < 0 || block >= store_->num_blocks) {
+        Violate("a block outside the store");
+      }
+      if (!blocks.insert(block).second) Violate("a block in two tables");
+    }
+  }
+  if (batch.sequences.empty()) Violate("an empty step");
+  if (rows > limits_.max_rows) Violate("too many rows");
+  if (static_cast<int64_t>(batch.sequences.size()) > limits_.max_sequences) {
+    Violate("too many sequences");
+  }
+}
+
+void FakeModel::Violate(const std::string& what) {
+  MutexLock lock(&mu_);
+  if (violation_.empty()) violation_ = what;
+}
+
+std::string FakeModel::violation() const {
+  MutexLock lock(&mu_);
+  return violation_;
+}
+
+void FakeModel::PassGate() {
+  MutexLock lock(&mu_);
+  while (gate_is_closed_) {
+    is_at_gate_ = true;
+    gate_changed_.NotifyAll();
+    gate_changed_.Wait(&mu_);
+  }
+  is_at_gate_ = false;
+}
+
+void FakeModel::CloseGate() {
+  MutexLock lock(&mu_);
+  gate_is_closed_ = true;
+}
+
+void FakeModel::OpenGate() {
+  MutexLock lock(&mu_);
+  gate_is_closed_ = false;
+  gate_changed_.NotifyAll();
+}
+
+void FakeModel::AwaitAtGate() {
+  MutexLock lock(&mu_);
+  while (!is_at_gate_) gate_changed_.Wait(&mu_);
+}
+
+absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
+  {
+    MutexLock lock(&mu_);
+    while (gate_is_closed_) {
+      is_at_gate_ = true;
+      gate_changed_.NotifyAll();
+      gate_changed_.Wait(&mu_);
+    }
+    is_at_gate_ = false;
+  }
+  ++num_moves;
+  if (num_failures_to_come > 0) {
+    --num_failures_to_come;
+    return absl::DataLossError("the planted failure of dev7 at 0x1234");
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const BlockCopy& copy = blocks[i];
+    if (fault == Fault::kCopyDropsPartial &&
+        copy.num_tokens < source_->block_tokens) {
+      continue;
+    }
+    size_t to = i;
+    if (fault == Fault::kCopyShifted) to = (i + 1) % blocks.size();
+    for (int32_t slot = 0; slot < copy.num_tokens; ++slot) {
+      destination_->At(blocks[to].destination, slot) =
+          source_->At(copy.source, slot);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void FakeMover::CloseGate() {
+  MutexLock lock(&mu_);
+  gate_is_closed_ = true;
+}
+
+void FakeMover::OpenGate() {
+  MutexLock lock(&mu_);
+  gate_is_closed_ = false;
+  gate_changed_.NotifyAll();
+}
+
+void FakeMover::AwaitAtGate() {
+  MutexLock lock(&mu_);
+  while (!is_at_gate_) gate_changed_.Wait(&mu_);
+}
+
+std::vector<int32_t> FakeAnswer(const Request& request, uint64_t prompt_model,
+                                uint64_t answer_model, int32_t vocab_size) {
+  uint64_t digest = 0;
+  int32_t position = 0;
+  for (int32_t token : request.prompt_ids) {
+    digest = FakeDigest(digest, FakeCell(prompt_model, position++, token));
+  }
+  SamplingState sampling(&request.sampling, request.prompt_ids, 0);
+  const StopRules& rules = request.stop_rules;
+  std::vector<int32_t> answer;
+  uint64_t model = prompt_model;
+  while (true) {
+    const int32_t token = FakeNext(model, digest, sampling, vocab_size);
+    answer.push_back(token);
+    sampling.Accept(token);
+    if (Contains(rules.eos_ids, token) ||
+        Contains(rules.stop_token_ids, token) ||
+        static_cast<int32_t>(answer.size()) == rules.max_tokens) {
+      return answer;
+    }
+    model = answer_model;
+    digest = FakeDigest(digest, FakeCell(model, position++, token));
+  }
+}
+
+}  // namespace overfill
