@@ -23,7 +23,7 @@ from training.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB_SIZE = 2048
 MAX_SUBJECTS = 8
-MAX_LEVEL = 10
+MAX_LEVEL = 8
 PRUNED_SHARE = 0.55
 NUM_CALIBRATION_ROWS = 64
 
@@ -165,7 +165,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm_up_steps", type=int, default=400)
     parser.add_argument("--binding_steps", type=int, default=1500)
-    parser.add_argument("--language_steps", type=int, default=3000)
+    parser.add_argument("--language_steps", type=int, default=5000)
     parser.add_argument("--distil_steps", type=int, default=800)
     return parser.parse_args()
 

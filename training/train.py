@@ -192,7 +192,8 @@ def learn_binding(
 
 def mix_of_level(level: int, max_level: int) -> data.Mix:
     """The copying families first; the harder ones once passages have grown."""
-    families: List[str] = list(world.COPY_FAMILIES) + ["people", "things"]
+    families: List[str] = (
+        2 * list(world.COPY_FAMILIES) + 2 * list(world.LOOKUP_FAMILIES))
     if level >= max_level // 2:
         families += list(world.HARD_FAMILIES)
     return data.Mix(families=families, max_size=level)
