@@ -1,0 +1,211 @@
+#include "server/config.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace overfill {
+namespace {
+
+constexpr int32_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+
+// Flags that the design names and this version does not have: a server that
+// took them and did nothing would be wrong in silence.
+constexpr std::pair<const char*, const char*> kNotYet[] = {
+    {"prefill_device", "not supported yet; --device holds both models"},
+    {"decode_device", "not supported yet; --device holds both models"},
+    {"swap_bytes", "not supported yet"},
+    {"itl_target", "not supported yet"},
+    {"batch_invariant", "not supported yet"},
+    {"tls_cert", "not supported yet"},
+    {"tls_key", "not supported yet"},
+    {"tls_client_ca", "not supported yet"},
+    {"auth_tokens", "not supported yet"},
+};
+
+absl::Status Invalid(absl::string_view message) {
+  return absl::InvalidArgumentError(message);
+}
+
+void AddModelFlags(FlagSet& flags, ServerConfig& config) {
+  flags.AddString("prefill_model", "DIR", "checkpoint of the full model",
+                  &config.prefill_model);
+  flags.AddString("decode_model", "DIR", "checkpoint of the pruned model",
+                  &config.decode_model);
+  flags.AddString("kv_map", "FILE",
+                  "how the full model's KV becomes the pruned model's; absent: "
+                  "identity",
+                  &config.kv_map);
+  flags.Add("load_format", "safetensors|dummy",
+            "dummy: seeded noise in the shapes of config.json (safetensors)",
+            [&config](absl::string_view text) {
+              if (text == "safetensors") {
+                config.load_format = LoadFormat::kSafetensors;
+              } else if (text == "dummy") {
+                config.load_format = LoadFormat::kDummy;
+              } else {
+                return Invalid("must be safetensors or dummy");
+              }
+              return absl::OkStatus();
+            });
+  flags.Add("weights", "bf16|f32", "type of the products' weights (bf16)",
+            [&config](absl::string_view text) {
+              if (text == "int8") return Invalid("int8 is not supported yet");
+              if (text == "bf16") {
+                config.weights = DType::kBF16;
+              } else if (text == "f32") {
+                config.weights = DType::kF32;
+              } else {
+                return Invalid("must be bf16 or f32");
+              }
+              return absl::OkStatus();
+            });
+}
+
+void AddDeviceFlags(FlagSet& flags, ServerConfig& config) {
+  flags.Add("device", "cpu|cuda", "where both models run (cpu)",
+            [&config](absl::string_view text) {
+              if (text != "cpu" && text.substr(0, 4) != "cuda") {
+                return Invalid("must be cpu or cuda");
+              }
+              config.device = std::string(text);
+              return absl::OkStatus();
+            });
+  flags.AddInt32("threads",
+                 "CPU threads; 0: what the cgroup and the affinity mask allow",
+                 0, 4096, &config.threads);
+  flags.Add("cpu_isa", "auto|avx2|avx512",
+            "highest instruction set to use (auto)",
+            [&config](absl::string_view text) {
+              if (text != "auto" && text != "avx2" && text != "avx512") {
+                return Invalid("must be auto, avx2 or avx512");
+              }
+              config.cpu_isa = std::string(text);
+              return absl::OkStatus();
+            });
+}
+
+FlagSet::Setter HostPortSetter(HostPort* target, bool* enabled) {
+  return [=](absl::string_view text) -> absl::Status {
+    if (enabled != nullptr) {
+      *enabled = !text.empty();
+      if (text.empty()) return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(*target, ParseHostPort(text));
+    return absl::OkStatus();
+  };
+}
+
+void AddServingFlags(FlagSet& flags, ServerConfig& config) {
+  flags.Add(
+      "listen", "HOST:PORT",
+      absl::StrCat("address of the gRPC API (", config.listen.ToString(), ")"),
+      HostPortSetter(&config.listen, nullptr));
+  flags.Add("metrics_listen", "HOST:PORT",
+            absl::StrCat("address of GET /metrics; empty: none (",
+                         config.metrics_listen.ToString(), ")"),
+            HostPortSetter(&config.metrics_listen, &config.metrics_enabled));
+  flags.AddInt("kv_cache_bytes",
+               "memory of the KV stores; 0: a share of the device's", 0,
+               kMaxInt64, &config.kv_cache_bytes);
+  flags.AddInt32("block_tokens", "tokens of one KV block", 1, 1024,
+                 &config.block_tokens);
+  flags.AddInt32("max_sequence_tokens",
+                 "prompt and answer of one request; 0: what the models allow",
+                 0, kMaxInt32, &config.max_sequence_tokens);
+  flags.AddInt32("prefill_chunk_tokens", "prompt tokens of one step", 1,
+                 1 << 20, &config.prefill_chunk_tokens);
+  flags.AddInt32("max_decode_batch", "sequences of one step", 1, 1 << 16,
+                 &config.max_decode_batch);
+  flags.AddInt32("max_queued_requests", "waiting requests before refusals", 1,
+                 1 << 24, &config.max_queued_requests);
+  flags.AddInt("max_queued_tokens",
+               "prompt tokens of waiting requests before refusals", 1,
+               kMaxInt64, &config.max_queued_tokens);
+  flags.AddInt("max_request_bytes", "largest message of a client", 1 << 10,
+               1 << 30, &config.max_request_bytes);
+  flags.AddDuration("drain_timeout", "how long streams may go on after SIGTERM",
+                    &config.drain_timeout);
+}
+
+void AddFlags(FlagSet& flags, ServerConfig& config) {
+  AddModelFlags(flags, config);
+  AddDeviceFlags(flags, config);
+  AddServingFlags(flags, config);
+  for (const auto& [name, reason] : kNotYet) flags.Refuse(name, reason);
+  flags.ReadFileAndEnvironment("OVERFILL");
+}
+
+}  // namespace
+
+std::string HostPort::ToString() const {
+  const bool is_v6 = host.find(':') != std::string::npos;
+  return is_v6 ? absl::StrCat("[", host, "]:", port)
+               : absl::StrCat(host, ":", port);
+}
+
+absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
+  const absl::Status bad = Invalid("must be HOST:PORT, such as 0.0.0.0:50051");
+  const size_t colon = text.rfind(':');
+  if (colon == absl::string_view::npos) return bad;
+  HostPort result;
+  absl::string_view host = text.substr(0, colon);
+  if (!host.empty() && host.front() == '[') {
+    if (host.back() != ']') return bad;
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find(':') != absl::string_view::npos) {
+    return bad;
+  }
+  result.host = std::string(host);
+  if (!absl::SimpleAtoi(text.substr(colon + 1), &result.port) ||
+      result.port < 0 || result.port > 65535) {
+    return bad;
+  }
+  return result;
+}
+
+std::string ServerHelp() {
+  ServerConfig defaults;
+  FlagSet flags;
+  AddFlags(flags, defaults);
+  return absl::StrCat(
+      "overfill-server --prefill_model=DIR --decode_model=DIR [flags]\n\n"
+      "Serves an OverFill pair over gRPC: the full model reads the prompt, the "
+      "pruned\nmodel writes the answer.\n\n",
+      flags.Help(),
+      "  --help\n      this text\n  --version\n      the version\n\n"
+      "Each flag may also stand in the environment as OVERFILL_NAME, or in "
+      "--flagfile;\nthe command line wins over the file, and the file over the "
+      "environment.\n");
+}
+
+absl::StatusOr<CommandLine> ParseCommandLine(
+    const std::vector<std::string>& args, const FlagSet::GetEnv& get_env) {
+  CommandLine result;
+  for (const std::string& arg : args) {
+    if (arg == "--help" || arg == "-h") {
+      result.action = CommandLine::Action::kHelp;
+      return result;
+    }
+    if (arg == "--version") {
+      result.action = CommandLine::Action::kVersion;
+      return result;
+    }
+  }
+  FlagSet flags;
+  AddFlags(flags, result.config);
+  RETURN_IF_ERROR(flags.Parse(args, nullptr, get_env));
+  if (result.config.prefill_model.empty()) {
+    return Invalid("--prefill_model: needed; see --help");
+  }
+  if (result.config.decode_model.empty()) {
+    return Invalid("--decode_model: needed; see --help");
+  }
+  return result;
+}
+
+}  // namespace overfill

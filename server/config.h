@@ -1,0 +1,66 @@
+// What the server's flags say.
+#ifndef OVERFILL_SERVER_CONFIG_H_
+#define OVERFILL_SERVER_CONFIG_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/flags.h"
+#include "engine/pair.h"
+#include "kernels/tensor.h"
+
+namespace overfill {
+
+// HOST:PORT. An empty host is every interface.
+struct HostPort {
+  std::string host;
+  int32_t port = 0;  // 0: one that is free
+  std::string ToString() const;
+};
+absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
+
+struct ServerConfig {
+  std::string prefill_model;
+  std::string decode_model;
+  std::string kv_map;  // empty: identity
+  std::string device = "cpu";
+  int32_t threads = 0;  // 0: as many as the machine lends
+  std::string cpu_isa = "auto";
+  DType weights = DType::kBF16;
+  LoadFormat load_format = LoadFormat::kSafetensors;
+
+  HostPort listen = {"127.0.0.1", 50051};
+  HostPort metrics_listen = {"127.0.0.1", 9464};
+  bool metrics_enabled = true;
+
+  int64_t kv_cache_bytes = 0;  // 0: a share of the device's memory
+  int32_t block_tokens = 16;
+  int32_t max_sequence_tokens = 0;  // 0: what both models can read
+  int32_t prefill_chunk_tokens = 512;
+  int32_t max_decode_batch = 64;
+  int32_t max_queued_requests = 256;
+  int64_t max_queued_tokens = 1 << 20;
+  int64_t max_request_bytes = 4 << 20;
+  absl::Duration drain_timeout = absl::Seconds(30);
+};
+
+struct CommandLine {
+  enum class Action { kServe, kHelp, kVersion };
+  Action action = Action::kServe;
+  ServerConfig config;
+};
+
+// The text of --help.
+std::string ServerHelp();
+
+// `args` without the program's name. INVALID_ARGUMENT is one line. A missing
+// model is an error only for kServe.
+absl::StatusOr<CommandLine> ParseCommandLine(
+    const std::vector<std::string>& args, const FlagSet::GetEnv& get_env);
+
+}  // namespace overfill
+
+#endif  // OVERFILL_SERVER_CONFIG_H_

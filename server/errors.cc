@@ -1,0 +1,145 @@
+#include "server/errors.h"
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "google/protobuf/message.h"
+#include "overfill/rpc/error_details.pb.h"
+#include "overfill/rpc/status.pb.h"
+
+namespace overfill {
+namespace {
+
+// A queue of full size takes about that long to move on.
+constexpr int kRetrySeconds = 1;
+
+std::string TypeUrl(const google::protobuf::Message& message) {
+  return absl::StrCat("type.googleapis.com/",
+                      message.GetDescriptor()->full_name());
+}
+
+void Attach(const google::protobuf::Message& detail, absl::Status* status) {
+  status->SetPayload(TypeUrl(detail), absl::Cord(detail.SerializeAsString()));
+}
+
+// The codes that the API documents. INVALID_ARGUMENT counts only where a field
+// is named: without one it is a layer below that found a fault of ours.
+bool IsForClients(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return status
+          .GetPayload(TypeUrl(google::rpc::BadRequest::default_instance()))
+          .has_value();
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnavailable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kEos:
+      return v1::FINISH_REASON_EOS;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+}  // namespace
+
+void Violations::Add(std::string field, std::string description) {
+  if (!wants_more()) return;
+  violations_.emplace_back(std::move(field), std::move(description));
+}
+
+absl::Status Violations::ToStatus() const {
+  if (empty()) return absl::OkStatus();
+  const auto& [field, description] = violations_.front();
+  absl::Status status =
+      absl::InvalidArgumentError(absl::StrCat(field, ": ", description));
+  google::rpc::BadRequest details;
+  for (const auto& [f, d] : violations_) {
+    auto* violation = details.add_field_violations();
+    violation->set_field(f);
+    violation->set_description(d);
+  }
+  Attach(details, &status);
+  return status;
+}
+
+absl::Status FieldError(std::string field, std::string description) {
+  Violations violations;
+  violations.Add(std::move(field), std::move(description));
+  return violations.ToStatus();
+}
+
+absl::Status RefusedStatus(const absl::Status& status) {
+  absl::Status result = status;
+  if (result.code() == absl::StatusCode::kResourceExhausted) {
+    google::rpc::RetryInfo retry;
+    retry.mutable_retry_delay()->set_seconds(kRetrySeconds);
+    Attach(retry, &result);
+  }
+  return result;
+}
+
+v1::Completion MakeCompletion(const Terminal& terminal) {
+  v1::Completion completion;
+  if (terminal.status.ok()) {
+    completion.set_finish_reason(ToProto(terminal.finish_reason));
+    if (const auto* stop = std::get_if<std::string>(&terminal.matched_stop)) {
+      completion.set_stop(*stop);
+    } else if (const auto* id = std::get_if<int32_t>(&terminal.matched_stop)) {
+      completion.set_stop_token_id(*id);
+    }
+  }
+  completion.set_seed(terminal.seed);
+  v1::Usage* usage = completion.mutable_usage();
+  usage->set_prompt_tokens(terminal.usage.prompt_tokens);
+  usage->set_cached_prompt_tokens(terminal.usage.cached_prompt_tokens);
+  usage->set_completion_tokens(terminal.usage.completion_tokens);
+  v1::Timings* timings = completion.mutable_timings();
+  timings->set_queue(terminal.timings.queue_seconds);
+  timings->set_prefill(terminal.timings.prefill_seconds);
+  timings->set_migration(terminal.timings.migration_seconds);
+  timings->set_decode(terminal.timings.decode_seconds);
+  timings->set_ttft(terminal.timings.ttft_seconds);
+  return completion;
+}
+
+absl::Status EndedStatus(const Terminal& terminal) {
+  absl::Status result = terminal.status;
+  Attach(MakeCompletion(terminal), &result);
+  return result;
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  google::rpc::Status details;
+  if (IsForClients(status)) {
+    details.set_code(static_cast<int>(status.code()));
+    details.set_message(std::string(status.message()));
+  } else {
+    LogError(absl::StrCat("a request failed: ", status.ToString()));
+    details.set_code(static_cast<int>(absl::StatusCode::kInternal));
+    details.set_message("internal error");
+  }
+  status.ForEachPayload(
+      [&details](absl::string_view type_url, const absl::Cord& value) {
+        auto* any = details.add_details();
+        any->set_type_url(std::string(type_url));
+        any->set_value(std::string(value));
+      });
+  return grpc::Status(static_cast<grpc::StatusCode>(details.code()),
+                      details.message(), details.SerializeAsString());
+}
+
+}  // namespace overfill

@@ -1,0 +1,244 @@
+// overfill-server: loads a pair, opens its ports, serves, drains.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "engine/pair.h"
+#include "engine/pair_engine.h"
+#include "kernels/device.h"
+#include "scheduler/scheduler.h"
+#include "server/config.h"
+#include "server/convert.h"
+#include "server/grpc_server.h"
+#include "server/inference_service.h"
+#include "server/metrics.h"
+#include "server/model_info.h"
+#include "server/signals.h"
+#include "server/warm_up.h"
+
+namespace overfill {
+namespace {
+
+constexpr int kExitBadSetup = 2;
+// Also a model that is far too large for the machine warms up in that time.
+constexpr absl::Duration kWarmUpTimeout = absl::Minutes(10);
+// For the last bytes of streams whose requests have ended.
+constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
+
+// All that serves, in the order of construction; destroyed in reverse.
+struct Serving {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Pair> pair;
+  std::unique_ptr<PairEngine> engine;
+  std::unique_ptr<ServerMetrics> metrics;
+  std::unique_ptr<Scheduler> scheduler;
+  std::unique_ptr<Converter> converter;
+  std::unique_ptr<MetricsServer> metrics_server;
+  std::unique_ptr<InferenceService> service;
+  std::unique_ptr<GrpcServer> grpc_server;
+};
+
+absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
+  ASSIGN_OR_RETURN(serving.device,
+                   MakeDevice(config.device, {.num_threads = config.threads,
+                                              .cpu_isa = config.cpu_isa}));
+  ASSIGN_OR_RETURN(
+      serving.pair,
+      Pair::Load(*serving.device, {.prefill_model_dir = config.prefill_model,
+                                   .decode_model_dir = config.decode_model,
+                                   .kv_map_file = config.kv_map,
+                                   .load_format = config.load_format,
+                                   .weights = config.weights}));
+  ASSIGN_OR_RETURN(
+      serving.engine,
+      PairEngine::Create(*serving.device, *serving.pair,
+                         {.kv_cache_bytes = config.kv_cache_bytes,
+                          .block_tokens = config.block_tokens,
+                          .max_sequence_tokens = config.max_sequence_tokens,
+                          .prefill_chunk_tokens = config.prefill_chunk_tokens,
+                          .max_decode_batch = config.max_decode_batch}));
+  return absl::OkStatus();
+}
+
+absl::Status MakeScheduler(const ServerConfig& config, Serving& serving) {
+  const PairEngine& engine = *serving.engine;
+  const SchedulerOptions options = {
+      .block_tokens = config.block_tokens,
+      .max_sequence_tokens = engine.max_sequence_tokens(),
+      .prefill_chunk_tokens = config.prefill_chunk_tokens,
+      .max_decode_batch = config.max_decode_batch,
+      .max_queued_requests = config.max_queued_requests,
+      .max_queued_tokens = config.max_queued_tokens};
+  SchedulerBackend backend = {
+      .prefill = engine.prefill(),
+      .decode = engine.decode(),
+      .prefill_blocks = engine.prefill_store().num_blocks(),
+      .mover = engine.mover(),
+      .tokenizer = &serving.pair->tokenizer()};
+  if (!engine.shares_store()) {
+    backend.decode_blocks = engine.decode_store().num_blocks();
+    backend.decode_block_bytes = engine.decode_store().block_bytes();
+  }
+  ASSIGN_OR_RETURN(serving.scheduler,
+                   Scheduler::Create(options, backend, serving.metrics.get()));
+  return absl::OkStatus();
+}
+
+absl::Status MakeConverter(const ServerConfig& config, Serving& serving) {
+  const Pair& pair = *serving.pair;
+  ASSIGN_OR_RETURN(
+      serving.converter,
+      Converter::Create(
+          {.tokenizer = &pair.tokenizer(),
+           .vocab_size = pair.full().weights.config.vocab_size,
+           .eos_ids = pair.eos_ids(),
+           .generation = pair.generation(),
+           .max_sequence_tokens = serving.engine->max_sequence_tokens(),
+           .max_text_bytes = config.max_request_bytes}));
+  return absl::OkStatus();
+}
+
+// The first id that has a token.
+int32_t AnyToken(const Pair& pair) {
+  int32_t id = 0;
+  while (id + 1 < pair.full().weights.config.vocab_size &&
+         !pair.tokenizer().IsToken(id)) {
+    ++id;
+  }
+  return id;
+}
+
+absl::Status OpenPorts(const ServerConfig& config,
+                       const v1::GetModelInfoResponse& info, Serving& serving) {
+  if (config.metrics_enabled) {
+    ASSIGN_OR_RETURN(
+        serving.metrics_server,
+        MetricsServer::Start(config.metrics_listen,
+                             {serving.metrics->registry(),
+                              MakeStateGauges([s = serving.scheduler.get()] {
+                                return s->Stats();
+                              })}));
+  }
+  serving.service = std::make_unique<InferenceService>(
+      serving.scheduler.get(), serving.converter.get(), info,
+      serving.metrics.get());
+  ASSIGN_OR_RETURN(serving.grpc_server,
+                   GrpcServer::Start(config.listen, config.max_request_bytes,
+                                     serving.service.get()));
+  return absl::OkStatus();
+}
+
+void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
+              absl::Duration load_time) {
+  const PairEngine& engine = *serving.engine;
+  LogInfo(absl::StrCat(
+      "loaded ", info.full().name(), " and ", info.pruned().name(), " in ",
+      absl::FormatDuration(absl::Trunc(load_time, absl::Milliseconds(1))),
+      ", KV map ", info.kv_map(), ", pair digest ", info.pair_digest()));
+  const auto describe = [](const KvStore& store) {
+    return absl::StrCat(store.num_blocks(), " blocks of ",
+                        store.layout().block_tokens, " tokens, ",
+                        store.num_blocks() * store.block_bytes(), " bytes");
+  };
+  LogInfo(absl::StrCat("device ", serving.device->info().description,
+                       "; KV store: ", describe(engine.prefill_store())));
+  if (!engine.shares_store()) {
+    LogInfo(absl::StrCat("decode KV store: ", describe(engine.decode_store())));
+  }
+}
+
+void LogReady(const ServerConfig& config, const Serving& serving) {
+  HostPort listen = config.listen;
+  listen.port = serving.grpc_server->port();
+  std::string line = absl::StrCat("ready: listening on ", listen.ToString());
+  if (serving.metrics_server != nullptr) {
+    HostPort metrics = config.metrics_listen;
+    metrics.port = serving.metrics_server->port();
+    absl::StrAppend(&line, ", metrics on ", metrics.ToString());
+  }
+  LogInfo(line);
+}
+
+absl::Status Start(const ServerConfig& config, Serving& serving) {
+  RETURN_IF_ERROR(CheckBindable(config.listen));
+  if (config.metrics_enabled) {
+    RETURN_IF_ERROR(CheckBindable(config.metrics_listen));
+  }
+  const absl::Time begin = absl::Now();
+  RETURN_IF_ERROR(LoadPair(config, serving));
+  const v1::GetModelInfoResponse info = MakeModelInfo(
+      *serving.pair, *serving.engine, serving.device->info(), config);
+  serving.metrics = std::make_unique<ServerMetrics>(
+      InfoLabels{{"version", Version()}}, ModelInfoLabels(info));
+  RETURN_IF_ERROR(MakeScheduler(config, serving));
+  RETURN_IF_ERROR(MakeConverter(config, serving));
+  RETURN_IF_ERROR(WarmUp(*serving.scheduler, AnyToken(*serving.pair),
+                         serving.engine->max_sequence_tokens(),
+                         kWarmUpTimeout));
+  LogStart(serving, info, absl::Now() - begin);
+  serving.metrics->Enable();
+  return OpenPorts(config, info, serving);
+}
+
+// Streams may go on for the timeout; then they end with UNAVAILABLE.
+void Drain(absl::Duration timeout, Serving& serving) {
+  LogInfo("draining");
+  serving.grpc_server->SetNotServing();
+  serving.scheduler->StopAdmission();
+  if (!serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(timeout))) {
+    LogWarning("the drain timeout passed; ending the open streams");
+    serving.service->EndStreams(
+        absl::UnavailableError("the server is shutting down"));
+  }
+  serving.service->WaitNoStreams(absl::ToChronoNanoseconds(kFlushTimeout));
+  serving.grpc_server->Shutdown(absl::ZeroDuration());
+  LogInfo("stopped");
+}
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "overfill-server: %s\n",
+               absl::Utf8SafeCHexEscape(status.message()).c_str());
+  return kExitBadSetup;
+}
+
+int Main(const std::vector<std::string>& args) {
+  const absl::StatusOr<CommandLine> command = ParseCommandLine(
+      args, [](const char* name) { return std::getenv(name); });
+  if (!command.ok()) return Fail(command.status());
+  if (command->action == CommandLine::Action::kHelp) {
+    std::fputs(ServerHelp().c_str(), stdout);
+    return 0;
+  }
+  if (command->action == CommandLine::Action::kVersion) {
+    std::printf("overfill-server %s\n", Version());
+    return 0;
+  }
+  SignalWaiter signals;
+  RouteGrpcLog();
+  Serving serving;
+  const absl::Status status = Start(command->config, serving);
+  if (!status.ok()) return Fail(status);
+  signals.Arm();
+  LogReady(command->config, serving);
+  signals.Wait();
+  Drain(command->config.drain_timeout, serving);
+  return 0;
+}
+
+}  // namespace
+}  // namespace overfill
+
+int main(int argc, char** argv) {
+  return overfill::Main(std::vector<std::string>(argv + 1, argv + argc));
+}
