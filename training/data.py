@@ -81,7 +81,7 @@ class Mix:
 
     families: Sequence[str]
     max_size: int            # people or things in a passage, at most
-    num_questions: int = 6
+    num_questions: int = 10
     tokens_per_batch: int = 4096
     max_positions: int = 1024
 

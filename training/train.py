@@ -21,6 +21,10 @@ from training.tokenizer import Tokenizer
 
 Log = Callable[[str], None]
 BATCHES_PER_DRAW = 8
+# In the language stage, one step in so many is one of random tokens: they keep
+# copying apart from what the words are, and every token of the vocabulary in
+# use.
+STEPS_PER_BINDING = 6
 
 
 @dataclasses.dataclass
@@ -155,6 +159,26 @@ def warm_up(
         progress.step(float(loss), ids.size)
 
 
+def binding_step(
+    state: State, rng: np.random.Generator, first_id: int, num_subjects: int,
+    lr: float, tokens_per_batch: int,
+) -> Tuple[float, float, int]:
+    """One step on random facts: loss, share of values right, tokens."""
+    config = state.model.config
+    num_tokens = min(160, 48 + 14 * num_subjects)
+    ids, targets, lengths = binding_batch(
+        rng, tokens_per_batch // num_tokens, num_tokens, config.vocab_size,
+        first_id, num_subjects)
+    offsets = rng.integers(
+        0, config.max_position_embeddings - num_tokens, (len(ids), 1))
+    positions = np.arange(num_tokens)[None, :] + offsets
+    loss, right = target_loss(
+        state.model, torch.from_numpy(ids), torch.from_numpy(positions),
+        torch.from_numpy(targets))
+    apply_gradients(state, loss, lr)
+    return float(loss), exact_share(right, lengths), ids.size
+
+
 def learn_binding(
     state: State, seed: int, first_id: int, num_steps: int, max_subjects: int,
     path: Optional[pathlib.Path], log: Log, grow_at: float = 0.85,
@@ -162,27 +186,16 @@ def learn_binding(
 ) -> None:
     """Until the values of `max_subjects` subjects are told apart, or steps run
     out. One more subject each time that `grow_at` of the values are right."""
-    config = state.model.config
     progress = Progress(state, path, "binding", log)
     schedule = Schedule(num_steps, decay_share=0.0)
     state.level = max(state.level, 2)
     grown_at = state.step
     while state.step < num_steps:
-        num_tokens = min(160, 48 + 14 * state.level)
-        rng = np.random.default_rng((seed, 2, state.step))
-        ids, targets, lengths = binding_batch(
-            rng, tokens_per_batch // num_tokens, num_tokens,
-            config.vocab_size, first_id, state.level)
-        offsets = rng.integers(
-            0, config.max_position_embeddings - num_tokens, (len(ids), 1))
-        positions = np.arange(num_tokens)[None, :] + offsets
-        loss, right = target_loss(
-            state.model, torch.from_numpy(ids), torch.from_numpy(positions),
-            torch.from_numpy(targets))
-        apply_gradients(state, loss, schedule.lr(state.step))
-        share = exact_share(right, lengths)
+        loss, share, num_tokens = binding_step(
+            state, np.random.default_rng((seed, 2, state.step)), first_id,
+            state.level, schedule.lr(state.step), tokens_per_batch)
         state.accuracy += 0.05 * (share - state.accuracy)
-        progress.step(float(loss), ids.size)
+        progress.step(loss, num_tokens)
         if state.step - grown_at >= 20 and state.accuracy > grow_at:
             if state.level == max_subjects:
                 break
@@ -211,6 +224,12 @@ def learn_language(
     batches: List[data.Batch] = []
     grown_at = state.step
     while state.step < schedule.num_steps:
+        if state.step % STEPS_PER_BINDING == 0:
+            loss, _, num_tokens = binding_step(
+                state, np.random.default_rng((seed, 3, state.step)), 0,
+                max_level, schedule.lr(state.step), tokens_per_batch=4096)
+            progress.step(loss, num_tokens)
+            continue
         if not batches:
             rng = random.Random(f"{seed} language {state.step}")
             batches = data.scene_batches(

@@ -71,6 +71,7 @@ _ONSETS = """b br d dr f fl g gr h j k kl kr l m n p pl r s sk sl st t tr v
 w y z sh th ch""".split()
 _VOWELS = "a e i o u a e i o u ai au ei ia oa ea".split()
 _CODAS = ["", "", "", "l", "n", "r", "s", "m", "t", "k", "nd", "rn", "x", "d"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _ENDS = {
     "person": ["", "", "a", "o", "en", "is", "ik", "el", "ina", "us"],
     "town": ["", "burg", "ville", "ford", "stad", "heim", "ton", "mouth",
@@ -89,13 +90,28 @@ def of_split(words: Sequence[str], held_out: bool) -> List[str]:
     return [word for word in words if is_held_out(word) == held_out]
 
 
+def _spell(rng: random.Random) -> str:
+    """Letters in nearly any order, so that no pair of them is a stranger."""
+    word = ""
+    for _ in range(rng.randint(2, 4)):
+        word += rng.choice(_LETTERS) + rng.choice("aeiouy")
+        if rng.random() < 0.3:
+            word += rng.choice(_LETTERS)
+    return word
+
+
+def _join_syllables(rng: random.Random, kind: str) -> str:
+    word = ""
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        word += (rng.choice(_ONSETS) + rng.choice(_VOWELS)
+                 + rng.choice(_CODAS))
+    return word + rng.choice(_ENDS[kind])
+
+
 def invent(rng: random.Random, kind: str, held_out: bool) -> str:
-    """A random pronounceable word of the split; lower case for objects."""
+    """A random word of the split; lower case for objects."""
     while True:
-        word = ""
-        for _ in range(rng.choice((1, 1, 1, 2))):
-            word += (rng.choice(_ONSETS) + rng.choice(_VOWELS)
-                     + rng.choice(_CODAS))
-        word += rng.choice(_ENDS[kind])
+        word = (_spell(rng) if rng.random() < 0.3
+                else _join_syllables(rng, kind))
         if 4 <= len(word) <= 12 and is_held_out(word) == held_out:
             return word if kind == "object" else word.capitalize()

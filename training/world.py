@@ -2,8 +2,8 @@
 
 A scene is a passage and the questions that it answers. People live in towns,
 have jobs, friends and belongings; things have prices, colours and places.
-Four families are looked up and copied (people, things, records, lists), three
-are harder (two_hop, counting, comparing).
+Four families are looked up and copied (people, things, records, lists), four
+are harder: reverse (whose value is it?), two_hop, counting and comparing.
 
 The one prompt format is `format_prompt`; the answer follows it after a space
 and ends with the end-of-text token.
@@ -19,7 +19,7 @@ from training import words
 
 LOOKUP_FAMILIES = ("people", "things")
 COPY_FAMILIES = ("people", "things", "records", "lists")
-HARD_FAMILIES = ("two_hop", "counting", "comparing")
+HARD_FAMILIES = ("reverse", "two_hop", "counting", "comparing")
 FAMILIES = COPY_FAMILIES + HARD_FAMILIES
 
 
@@ -196,23 +196,32 @@ def _tell_person(
 
 
 def people_scene(namer: Namer, size: int) -> Scene:
+    return _scene_of_people(namer, size, "people", "asks")
+
+
+def reverse_scene(namer: Namer, size: int) -> Scene:
+    return _scene_of_people(namer, size, "reverse", "reverse")
+
+
+def _scene_of_people(
+    namer: Namer, size: int, family: str, asks: str
+) -> Scene:
+    """Facts that can be asked for by the forms `asks` of PERSON_FACTS."""
     rng = namer.rng
     people = make_people(namer, size)
+    known = [fact for fact in sorted(PERSON_FACTS) if PERSON_FACTS[fact][asks]]
     num_facts = rng.choice((1, 2, 2, 3)) if size > 1 else 3
     sentences: List[str] = []
     questions: List[Question] = []
     for person in people:
-        facts = rng.sample(sorted(PERSON_FACTS), num_facts)
+        facts = rng.sample(known, num_facts)
         sentences += _tell_person(rng, person, facts)
         for fact in facts:
             forms = PERSON_FACTS[fact]
             value = str(getattr(person, fact))
-            answer = _fill(forms["answer"][0], "", person.name, value)
-            asks = forms["asks"]
-            if forms["reverse"] and rng.random() < 0.25:
-                asks = forms["reverse"]
-            ask = _fill(rng.choice(asks), "", person.name, value)
-            questions.append(Question("people", ask, answer))
+            questions.append(Question(
+                family, _fill(rng.choice(forms[asks]), "", person.name, value),
+                _fill(forms["answer"][0], "", person.name, value)))
     return Scene(" ".join(sentences), questions)
 
 
@@ -368,7 +377,7 @@ def comparing_scene(namer: Namer, size: int) -> Scene:
 _SCENES: Dict[str, Callable[[Namer, int], Scene]] = {
     "people": people_scene, "things": things_scene,
     "records": records_scene, "lists": lists_scene,
-    "two_hop": two_hop_scene, "counting": counting_scene,
+    "reverse": reverse_scene, "two_hop": two_hop_scene, "counting": counting_scene,
     "comparing": comparing_scene,
 }
 
