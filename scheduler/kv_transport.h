@@ -26,8 +26,8 @@ struct KvTransfer {
   int32_t block_tokens = 0;
   // Blocks of the two stores, by position: entry i holds the positions
   // [i * block_tokens, (i + 1) * block_tokens) within the coverage.
-  std::vector<int32_t> source;
-  std::vector<int32_t> destination;
+  std::vector<int32_t> source = {};
+  std::vector<int32_t> destination = {};
 };
 
 // The one answer to a transfer.
