@@ -57,7 +57,12 @@ absl::StatusOr<absl::string_view> FindHeader(std::span<const std::byte> bytes,
     return Invalid(path, absl::StrCat("is truncated: its header has ", size,
                                       " bytes, the file ", bytes.size()));
   }
-  return AsText(bytes.subspan(kSizeBytes, size));
+  const absl::string_view header = AsText(bytes.subspan(kSizeBytes, size));
+  // The parser would take one for the end, and the rest would go unread.
+  if (absl::StrContains(header, '\0')) {
+    return Invalid(path, "has a zero byte in its header");
+  }
+  return header;
 }
 
 // Every byte of the data belongs to exactly one tensor.
