@@ -152,11 +152,11 @@ class ConfigReader {
                      Size("max_position_embeddings", kMaxPositions));
     ASSIGN_OR_RETURN(const auto eps, JsonNumber(raw_, "rms_norm_eps", origin_));
     if (!eps) return Error("rms_norm_eps is absent");
-    if (*eps <= 0 || *eps > 1) {
+    config_.norm_eps = static_cast<float>(*eps);
+    if (config_.norm_eps <= 0 || *eps > 1) {  // a float may turn it into 0
       return Error(absl::StrCat("rms_norm_eps must be above 0 and at most 1, ",
                                 "is ", *eps));
     }
-    config_.norm_eps = static_cast<float>(*eps);
     return absl::OkStatus();
   }
 

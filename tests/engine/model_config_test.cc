@@ -319,6 +319,8 @@ TEST(ModelConfigTest, RefusesSizesThatDoNotFit) {
                     {"llama", Set(key, uint64_t{1} << 63), {key}}});
   }
   ExpectRefusals({
+      {"llama", Set("rms_norm_eps", 1e-50), {"rms_norm_eps"}},
+      {"llama", Set("rms_norm_eps", 2), {"rms_norm_eps"}},
       {"llama", Set("num_hidden_layers", 2.5), {"num_hidden_layers"}},
       {"llama", Set("num_hidden_layers", 100000), {"num_hidden_layers"}},
       {"llama",
