@@ -128,7 +128,9 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     details.set_code(static_cast<int>(status.code()));
     details.set_message(std::string(status.message()));
   } else {
-    LogError(absl::StrCat("a request failed: ", status.ToString()));
+    LogError(absl::StrCat(
+        "a request failed: ", absl::StatusCodeToString(status.code()), ": ",
+        status.message()));
     details.set_code(static_cast<int>(absl::StatusCode::kInternal));
     details.set_message("internal error");
   }

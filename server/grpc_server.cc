@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
@@ -77,7 +78,8 @@ absl::Status CheckBindable(const HostPort& address) {
   return status;
 }
 
-void RouteGrpcLog() {
+void RouteLibraryLogs() {
+  google::protobuf::SetLogHandler(nullptr);
   gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
   gpr_set_log_function([](gpr_log_func_args* args) {
     if (!drop_grpc_log) LogWarning(absl::StrCat("grpc: ", args->message));

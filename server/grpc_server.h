@@ -18,9 +18,10 @@ namespace overfill {
 // program end before it has loaded a model in vain.
 absl::Status CheckBindable(const HostPort& address);
 
-// Sends gRPC's own messages to our log, from now on for the whole process.
-// Those of an address that cannot be bound are dropped: Start says it better.
-void RouteGrpcLog();
+// From now on, for the whole process: gRPC's own messages go to our log, but
+// for those of an address that cannot be bound, which Start says better; those
+// of the protobuf parser are dropped, as each is some client's bad input.
+void RouteLibraryLogs();
 
 // Answers grpc.health.v1 and server reflection beside the service. Serving
 // from Start on.

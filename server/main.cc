@@ -225,7 +225,7 @@ int Main(const std::vector<std::string>& args) {
     return 0;
   }
   SignalWaiter signals;
-  RouteGrpcLog();
+  RouteLibraryLogs();
   Serving serving;
   const absl::Status status = Start(command->config, serving);
   if (!status.ok()) return Fail(status);

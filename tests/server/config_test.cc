@@ -1,0 +1,205 @@
+#include "server/config.h"
+
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace overfill {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Environment = std::map<std::string, std::string>;
+
+const std::vector<std::string> kModels = {"--prefill_model=a",
+                                          "--decode_model=b"};
+
+absl::StatusOr<CommandLine> Parse(std::vector<std::string> args,
+                                  const Environment& environment = {}) {
+  return ParseCommandLine(args, [&environment](const char* name) {
+    const auto found = environment.find(name);
+    return found == environment.end() ? nullptr : found->second.c_str();
+  });
+}
+
+absl::StatusOr<ServerConfig> ParseWithModels(
+    const std::vector<std::string>& args, const Environment& environment = {}) {
+  std::vector<std::string> all = kModels;
+  all.insert(all.end(), args.begin(), args.end());
+  const auto parsed = Parse(all, environment);
+  if (!parsed.ok()) return parsed.status();
+  return parsed->config;
+}
+
+// The error of flags beside the models; one line.
+std::string ErrorOf(const std::vector<std::string>& args,
+                    const Environment& environment = {}) {
+  const auto config = ParseWithModels(args, environment);
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+  const std::string message(config.status().message());
+  EXPECT_THAT(message, Not(HasSubstr("\n")));
+  return message;
+}
+
+std::string WriteFile(const std::string& text) {
+  const std::string path =
+      ::testing::TempDir() + "flags" +
+      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
+  const auto config = ParseWithModels({});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->prefill_model, "a");
+  EXPECT_EQ(config->decode_model, "b");
+  EXPECT_EQ(config->device, "cpu");
+  EXPECT_EQ(config->listen.ToString(), "127.0.0.1:50051");
+  EXPECT_EQ(config->metrics_listen.ToString(), "127.0.0.1:9464");
+  EXPECT_EQ(config->max_request_bytes, 4 << 20);
+  EXPECT_EQ(config->drain_timeout, absl::Seconds(30));
+}
+
+TEST(ConfigTest, EveryFlagReachesItsField) {
+  const auto config = ParseWithModels(
+      {"--kv_map=m", "--device", "cuda:1", "--threads=3", "--cpu_isa=avx2",
+       "--weights=f32", "--load_format=dummy", "--listen", "[::1]:7",
+       "--metrics_listen=h:8", "--kv_cache_bytes=9", "--block_tokens=10",
+       "--max_sequence_tokens=11", "--prefill_chunk_tokens=12",
+       "--max_decode_batch=13", "--max_queued_requests=14",
+       "--max_queued_tokens=15", "--max_request_bytes=2048",
+       "--drain_timeout=1m30s"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->kv_map, "m");
+  EXPECT_EQ(config->device, "cuda:1");
+  EXPECT_EQ(config->threads, 3);
+  EXPECT_EQ(config->cpu_isa, "avx2");
+  EXPECT_EQ(config->weights, DType::kF32);
+  EXPECT_EQ(config->load_format, LoadFormat::kDummy);
+  EXPECT_EQ(config->listen.ToString(), "[::1]:7");
+  EXPECT_EQ(config->metrics_listen.ToString(), "h:8");
+  EXPECT_EQ(config->kv_cache_bytes, 9);
+  EXPECT_EQ(config->block_tokens, 10);
+  EXPECT_EQ(config->max_sequence_tokens, 11);
+  EXPECT_EQ(config->prefill_chunk_tokens, 12);
+  EXPECT_EQ(config->max_decode_batch, 13);
+  EXPECT_EQ(config->max_queued_requests, 14);
+  EXPECT_EQ(config->max_queued_tokens, 15);
+  EXPECT_EQ(config->max_request_bytes, 2048);
+  EXPECT_EQ(config->drain_timeout, absl::Seconds(90));
+}
+
+TEST(ConfigTest, CommandLineWinsOverFileOverEnvironment) {
+  const std::string file =
+      WriteFile("# comment\n\n  --block_tokens=8 \n--max_decode_batch=9\n");
+  const Environment environment = {{"OVERFILL_BLOCK_TOKENS", "4"},
+                                   {"OVERFILL_MAX_DECODE_BATCH", "5"},
+                                   {"OVERFILL_THREADS", "6"},
+                                   {"OVERFILL_KV_MAP", ""},
+                                   {"OVERFILL_SERVICE_HOST", "10.0.0.1"}};
+  const auto config =
+      ParseWithModels({"--flagfile=" + file, "--block_tokens=16"}, environment);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->block_tokens, 16);
+  EXPECT_EQ(config->max_decode_batch, 9);
+  EXPECT_EQ(config->threads, 6);
+}
+
+TEST(ConfigTest, FlagfileMayComeFromTheEnvironment) {
+  const std::string file = WriteFile("--threads=7");
+  const auto config =
+      ParseWithModels({}, Environment{{"OVERFILL_FLAGFILE", file}});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->threads, 7);
+}
+
+TEST(ConfigTest, BadFlagsAreNamed) {
+  EXPECT_THAT(ErrorOf({"--nonsense=1"}), HasSubstr("--nonsense: unknown"));
+  EXPECT_THAT(ErrorOf({"stray"}), HasSubstr("stray: not a flag"));
+  EXPECT_THAT(ErrorOf({"--block_tokens"}), HasSubstr("needs a value"));
+  EXPECT_THAT(ErrorOf({"--block_tokens=0"}), HasSubstr("--block_tokens: must"));
+  EXPECT_THAT(ErrorOf({"--block_tokens=x"}), HasSubstr("whole number"));
+  EXPECT_THAT(ErrorOf({"--max_queued_tokens=-1"}), HasSubstr("at least 1"));
+  EXPECT_THAT(ErrorOf({"--kv_cache_bytes=99999999999999999999"}),
+              HasSubstr("--kv_cache_bytes"));
+  EXPECT_THAT(ErrorOf({"--drain_timeout=5"}), HasSubstr("duration"));
+  EXPECT_THAT(ErrorOf({"--drain_timeout=-5s"}), HasSubstr("duration"));
+  EXPECT_THAT(ErrorOf({"--weights=fp4"}), HasSubstr("--weights: must be"));
+  EXPECT_THAT(ErrorOf({"--device=tpu"}), HasSubstr("--device: must be"));
+  EXPECT_THAT(ErrorOf({"--load_format=gguf"}), HasSubstr("--load_format"));
+  for (const char* address :
+       {"", "50051", "a:b", "a:70000", "::1:5", "[::1:5", "a:-1"}) {
+    EXPECT_THAT(ErrorOf({std::string("--listen=") + address}),
+                HasSubstr("--listen: must be HOST:PORT"));
+  }
+}
+
+TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
+  EXPECT_THAT(ErrorOf({"--flagfile=/does/not/exist"}),
+              HasSubstr("/does/not/exist"));
+  const std::string file = WriteFile("\n--threads=zero\n");
+  EXPECT_THAT(ErrorOf({"--flagfile=" + file}), HasSubstr(":2: --threads"));
+  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_THREADS", "-1"}}),
+              HasSubstr("OVERFILL_THREADS: must be"));
+  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_ITL_TARGET", "20ms"}}),
+              HasSubstr("OVERFILL_ITL_TARGET: not supported yet"));
+}
+
+TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
+  for (const char* flag :
+       {"--itl_target=20ms", "--swap_bytes=1", "--batch_invariant",
+        "--prefill_device=cpu", "--decode_device=cpu", "--tls_cert=x",
+        "--weights=int8"}) {
+    EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
+  }
+}
+
+TEST(ConfigTest, ModelsAreNeededButNotForHelp) {
+  EXPECT_THAT(std::string(Parse({"--decode_model=b"}).status().message()),
+              HasSubstr("--prefill_model"));
+  EXPECT_THAT(std::string(Parse({"--prefill_model=a"}).status().message()),
+              HasSubstr("--decode_model"));
+  EXPECT_EQ(Parse({"--help"})->action, CommandLine::Action::kHelp);
+  EXPECT_EQ(Parse({"--version"})->action, CommandLine::Action::kVersion);
+}
+
+TEST(ConfigTest, MetricsCanBeTurnedOff) {
+  EXPECT_TRUE(ParseWithModels({})->metrics_enabled);
+  EXPECT_FALSE(ParseWithModels({"--metrics_listen="})->metrics_enabled);
+}
+
+TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
+  const std::string help = ServerHelp();
+  for (const char* flag : {"prefill_model",
+                           "decode_model",
+                           "kv_map",
+                           "load_format",
+                           "weights",
+                           "device",
+                           "threads",
+                           "cpu_isa",
+                           "listen",
+                           "metrics_listen",
+                           "kv_cache_bytes",
+                           "block_tokens",
+                           "max_sequence_tokens",
+                           "prefill_chunk_tokens",
+                           "max_decode_batch",
+                           "max_queued_requests",
+                           "max_queued_tokens",
+                           "max_request_bytes",
+                           "drain_timeout",
+                           "flagfile"}) {
+    EXPECT_THAT(help, HasSubstr(std::string("  --") + flag + "="));
+  }
+  EXPECT_THAT(help, Not(HasSubstr("itl_target")));
+}
+
+}  // namespace
+}  // namespace overfill

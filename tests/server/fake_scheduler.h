@@ -1,0 +1,148 @@
+// A scheduler without models: tests say what it answers.
+#ifndef OVERFILL_TESTS_SERVER_FAKE_SCHEDULER_H_
+#define OVERFILL_TESTS_SERVER_FAKE_SCHEDULER_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "scheduler/scheduler.h"
+
+namespace overfill {
+
+// Thread-safe. A cancelled request ends at once, from the thread of Cancel.
+class FakeScheduler : public Scheduler {
+ public:
+  struct Submitted {
+    uint64_t uid;
+    Request request;
+  };
+
+  ~FakeScheduler() override = default;
+
+  absl::StatusOr<uint64_t> Submit(Request request,
+                                  std::shared_ptr<EventQueue> events) override {
+    uint64_t uid;
+    {
+      MutexLock lock(&mu_);
+      ++num_submits_;
+      if (!refusals_.empty()) {
+        const absl::Status refusal = refusals_.front();
+        refusals_.erase(refusals_.begin());
+        return refusal;
+      }
+      uid = ++last_uid_;
+      live_[uid] = std::move(events);
+      submitted_.push_back({uid, std::move(request)});
+    }
+    changed_.NotifyAll();
+    return uid;
+  }
+
+  void Cancel(uint64_t uid, absl::Status status) override {
+    {
+      MutexLock lock(&mu_);
+      cancels_[uid] = status;
+    }
+    Terminal terminal;
+    terminal.status = std::move(status);
+    End(uid, std::move(terminal));
+    changed_.NotifyAll();
+  }
+
+  void StopAdmission() override {}
+  bool WaitIdle(std::chrono::nanoseconds timeout) override {
+    const SteadyTime end = std::chrono::steady_clock::now() + timeout;
+    MutexLock lock(&mu_);
+    while (!live_.empty()) {
+      const auto left = end - std::chrono::steady_clock::now();
+      if (left <= std::chrono::nanoseconds(0)) return false;
+      changed_.WaitFor(&mu_, left);
+    }
+    return true;
+  }
+  SchedulerStats Stats() const override { return {}; }
+  absl::Status CheckIntegrity() const override { return absl::OkStatus(); }
+
+  // The next Submit answers with `status`.
+  void RefuseNext(absl::Status status) {
+    MutexLock lock(&mu_);
+    refusals_.push_back(std::move(status));
+  }
+
+  // Waits for the request number `index`, from 0.
+  Submitted WaitForRequest(size_t index) {
+    MutexLock lock(&mu_);
+    while (submitted_.size() <= index) changed_.Wait(&mu_);
+    return submitted_[index];
+  }
+  absl::Status WaitForCancel(uint64_t uid) {
+    MutexLock lock(&mu_);
+    while (cancels_.count(uid) == 0) changed_.Wait(&mu_);
+    return cancels_[uid];
+  }
+
+  // False when the request has ended, or its queue takes no more; then the
+  // caller ends it.
+  bool Push(uint64_t uid, Delta delta) {
+    const auto queue = Find(uid);
+    return queue != nullptr && queue->Push(std::move(delta));
+  }
+  // No effect on one that has ended.
+  void End(uint64_t uid, Terminal terminal) {
+    std::shared_ptr<EventQueue> queue;
+    {
+      MutexLock lock(&mu_);
+      const auto found = live_.find(uid);
+      if (found == live_.end()) return;
+      queue = std::move(found->second);
+      live_.erase(found);
+      ++num_ended_;
+    }
+    queue->Finish(std::move(terminal));
+    changed_.NotifyAll();
+  }
+
+  std::vector<uint64_t> Live() const {
+    MutexLock lock(&mu_);
+    std::vector<uint64_t> uids;
+    for (const auto& [uid, queue] : live_) uids.push_back(uid);
+    return uids;
+  }
+  int num_submits() const {
+    MutexLock lock(&mu_);
+    return num_submits_;
+  }
+  int num_ended() const {
+    MutexLock lock(&mu_);
+    return num_ended_;
+  }
+
+ private:
+  std::shared_ptr<EventQueue> Find(uint64_t uid) const {
+    MutexLock lock(&mu_);
+    const auto found = live_.find(uid);
+    return found == live_.end() ? nullptr : found->second;
+  }
+
+  mutable Mutex mu_;
+  CondVar changed_;
+  uint64_t last_uid_ ABSL_GUARDED_BY(mu_) = 0;
+  int num_submits_ ABSL_GUARDED_BY(mu_) = 0;
+  int num_ended_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<absl::Status> refusals_ ABSL_GUARDED_BY(mu_);
+  std::vector<Submitted> submitted_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, absl::Status> cancels_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, std::shared_ptr<EventQueue>> live_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_TESTS_SERVER_FAKE_SCHEDULER_H_

@@ -1,0 +1,474 @@
+// The service in a real gRPC server, over a scheduler that the tests play.
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/security/credentials.h"
+#include "gtest/gtest.h"
+#include "server/grpc_server.h"
+#include "server/inference_service.h"
+#include "tests/server/fake_scheduler.h"
+#include "tests/server/test_converter.h"
+
+namespace overfill {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+Delta TextDelta(std::string text, std::vector<int32_t> ids) {
+  Delta delta;
+  delta.text = std::move(text);
+  delta.token_ids = std::move(ids);
+  return delta;
+}
+
+Terminal Ended(absl::Status status = absl::OkStatus()) {
+  Terminal terminal;
+  terminal.status = std::move(status);
+  terminal.finish_reason = FinishReason::kEos;
+  terminal.seed = 5;
+  terminal.usage = {.prompt_tokens = 1, .completion_tokens = 7};
+  terminal.timings.ttft_seconds = 0.25;
+  return terminal;
+}
+
+v1::GenerateRequest Prompt() {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(5);
+  return request;
+}
+
+struct CountingObserver : SchedulerObserver {
+  void OnReject(absl::string_view reason) override {
+    EXPECT_EQ(reason, "invalid_argument");
+    ++rejects;
+  }
+  std::atomic<int> rejects = 0;
+};
+
+class ServiceTest : public ::testing::Test {
+ protected:
+  ServiceTest() : converter_(TestConverter()) {
+    v1::GetModelInfoResponse info;
+    info.set_pair_digest("abc");
+    service_ = std::make_unique<InferenceService>(&scheduler_, converter_.get(),
+                                                  info, &observer_);
+    auto server = GrpcServer::Start({"127.0.0.1", 0}, 8 << 20, service_.get());
+    OVERFILL_CHECK_OK(server.status());
+    server_ = *std::move(server);
+    channel_ = NewChannel({});
+    stub_ = v1::Inference::NewStub(channel_);
+  }
+
+  ~ServiceTest() override {
+    EXPECT_TRUE(service_->WaitNoStreams(seconds(30)));
+    EXPECT_TRUE(scheduler_.Live().empty());
+  }
+
+  std::shared_ptr<grpc::Channel> NewChannel(grpc::ChannelArguments arguments) {
+    // A connection of its own.
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    return grpc::CreateCustomChannel(
+        absl::StrCat("127.0.0.1:", server_->port()),
+        grpc::InsecureChannelCredentials(), arguments);
+  }
+
+  // Reads a stream to its end.
+  struct Answer {
+    std::string text;
+    std::vector<int32_t> ids;
+    std::vector<v1::Completion> completions;
+    grpc::Status status;
+  };
+  static Answer Drain(grpc::ClientReader<v1::GenerateResponse>& reader) {
+    Answer answer;
+    v1::GenerateResponse event;
+    while (reader.Read(&event)) {
+      if (event.has_completion()) {
+        answer.completions.push_back(event.completion());
+        continue;
+      }
+      EXPECT_TRUE(answer.completions.empty());
+      answer.text += event.delta().text();
+      answer.ids.insert(answer.ids.end(), event.delta().token_ids().begin(),
+                        event.delta().token_ids().end());
+    }
+    answer.status = reader.Finish();
+    return answer;
+  }
+  Answer Call(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    return Drain(*stub_->Generate(&context, request));
+  }
+  // The status of a call with these bytes as its message.
+  grpc::Status CallRaw(const char* method, const std::string& bytes);
+
+  FakeScheduler scheduler_;
+  CountingObserver observer_;
+  std::unique_ptr<Converter> converter_;
+  std::unique_ptr<InferenceService> service_;
+  std::unique_ptr<GrpcServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+TEST_F(ServiceTest, StreamsDeltasThenOneCompletion) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  v1::GenerateResponse event;
+  for (int i = 0; i < 3; ++i) {
+    const std::string text(1, static_cast<char>('a' + i));
+    ASSERT_TRUE(scheduler_.Push(uid, TextDelta(text, {i})));
+    // Each comes at once, not with the next.
+    ASSERT_TRUE(reader->Read(&event));
+    EXPECT_EQ(event.delta().text(), text);
+    EXPECT_THAT(event.delta().token_ids(), ElementsAre(i));
+  }
+  scheduler_.End(uid, Ended());
+  const Answer rest = Drain(*reader);
+  EXPECT_TRUE(rest.status.ok()) << rest.status.error_message();
+  ASSERT_EQ(rest.completions.size(), 1u);
+  const v1::Completion& completion = rest.completions[0];
+  EXPECT_EQ(completion.finish_reason(), v1::FINISH_REASON_EOS);
+  EXPECT_EQ(completion.seed(), 5u);
+  EXPECT_EQ(completion.usage().completion_tokens(), 7u);
+  EXPECT_EQ(completion.timings().ttft(), 0.25);
+}
+
+TEST_F(ServiceTest, MatchedStopsAndLogprobsArrive) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  Delta delta = TextDelta("x", {3});
+  delta.logprobs = {{-0.5f, {{3, -0.5f}, {4, -1.5f}}}};
+  ASSERT_TRUE(scheduler_.Push(uid, std::move(delta)));
+  v1::GenerateResponse event;
+  ASSERT_TRUE(reader->Read(&event));
+  ASSERT_EQ(event.delta().logprobs_size(), 1);
+  EXPECT_EQ(event.delta().logprobs(0).logprob(), -0.5f);
+  EXPECT_EQ(event.delta().logprobs(0).top(1).token_id(), 4);
+  Terminal terminal = Ended();
+  terminal.finish_reason = FinishReason::kStop;
+  terminal.matched_stop = std::string("end");
+  scheduler_.End(uid, std::move(terminal));
+  const Answer rest = Drain(*reader);
+  ASSERT_EQ(rest.completions.size(), 1u);
+  EXPECT_EQ(rest.completions[0].finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(rest.completions[0].stop(), "end");
+}
+
+TEST_F(ServiceTest, HeadersComeWithAdmission) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  reader->WaitForInitialMetadata();  // no event has come yet
+  scheduler_.End(uid, Ended());
+  EXPECT_TRUE(Drain(*reader).status.ok());
+}
+
+TEST_F(ServiceTest, RefusalsSendNoHeadersSoThatClientsMayRetry) {
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(R"({"methodConfig": [{
+      "name": [{"service": "overfill.v1.Inference"}],
+      "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s",
+          "maxBackoff": "0.01s", "backoffMultiplier": 1,
+          "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]})");
+  const auto stub = v1::Inference::NewStub(NewChannel(arguments));
+  scheduler_.RefuseNext(absl::ResourceExhaustedError("full"));
+  scheduler_.RefuseNext(absl::UnavailableError("draining"));
+  grpc::ClientContext context;
+  // A client retries only while it reads.
+  std::thread engine(
+      [this] { scheduler_.End(scheduler_.WaitForRequest(0).uid, Ended()); });
+  const auto reader = stub->Generate(&context, Prompt());
+  EXPECT_TRUE(Drain(*reader).status.ok());
+  engine.join();
+  EXPECT_EQ(scheduler_.num_submits(), 3);
+}
+
+TEST_F(ServiceTest, RefusalsKeepTheirCodes) {
+  scheduler_.RefuseNext(absl::ResourceExhaustedError("the queue is full"));
+  Answer answer = Call(Prompt());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(answer.status.error_message(), "the queue is full");
+  EXPECT_GE(
+      DetailOf<google::rpc::RetryInfo>(answer.status).retry_delay().seconds(),
+      1);
+  scheduler_.RefuseNext(absl::AlreadyExistsError("a live request has this id"));
+  answer = Call(Prompt());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(ServiceTest, FaultsOfOurOwnStayInside) {
+  for (const absl::Status& fault :
+       {absl::InternalError("/models/secret is broken"),
+        absl::InvalidArgumentError("row 3 of block 7"),
+        absl::UnknownError("what"), absl::NotFoundError("file")}) {
+    scheduler_.RefuseNext(fault);
+    Answer answer = Call(Prompt());
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INTERNAL);
+    EXPECT_EQ(answer.status.error_message(), "internal error");
+  }
+}
+
+TEST_F(ServiceTest, ErrorsTellTheUsageSoFar) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  ASSERT_TRUE(scheduler_.Push(uid, TextDelta("ab", {1, 2})));
+  scheduler_.End(uid, Ended(absl::InternalError("logits of layer 3")));
+  const Answer answer = Drain(*reader);
+  EXPECT_EQ(answer.text, "ab");
+  EXPECT_TRUE(answer.completions.empty());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(answer.status.error_details(), Not(HasSubstr("logits")));
+  const auto completion = DetailOf<v1::Completion>(answer.status);
+  EXPECT_EQ(completion.finish_reason(), v1::FINISH_REASON_UNSPECIFIED);
+  EXPECT_EQ(completion.usage().completion_tokens(), 7u);
+  EXPECT_EQ(completion.timings().ttft(), 0.25);
+}
+
+TEST_F(ServiceTest, BadRequestsNeverReachTheScheduler) {
+  v1::GenerateRequest request = Prompt();
+  request.mutable_sampling()->set_top_p(0);
+  const Answer answer = Call(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(FieldsOf(answer.status), ElementsAre("sampling.top_p"));
+  EXPECT_EQ(scheduler_.num_submits(), 0);
+  EXPECT_EQ(observer_.rejects, 1);
+}
+
+TEST_F(ServiceTest, ClientsCancelReachesTheScheduler) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  context.TryCancel();
+  EXPECT_EQ(scheduler_.WaitForCancel(uid).code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Drain(*reader).status.error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(ServiceTest, LostConnectionCancels) {
+  auto stub = v1::Inference::NewStub(NewChannel({}));
+  auto context = std::make_unique<grpc::ClientContext>();
+  auto reader = stub->Generate(context.get(), Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  context->TryCancel();
+  reader.reset();
+  context.reset();
+  stub.reset();
+  EXPECT_EQ(scheduler_.WaitForCancel(uid).code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(ServiceTest, DeadlineReachesTheSchedulerBothWays) {
+  grpc::ClientContext context;
+  const auto begin = std::chrono::steady_clock::now();
+  context.set_deadline(std::chrono::system_clock::now() + milliseconds(300));
+  const auto reader = stub_->Generate(&context, Prompt());
+  const auto submitted = scheduler_.WaitForRequest(0);
+  EXPECT_LE(submitted.request.deadline - begin, milliseconds(400));
+  EXPECT_GE(submitted.request.deadline - begin, milliseconds(200));
+  EXPECT_EQ(scheduler_.WaitForCancel(submitted.uid).code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Drain(*reader).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(ServiceTest, NoDeadlineIsNone) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const auto submitted = scheduler_.WaitForRequest(0);
+  EXPECT_EQ(submitted.request.deadline, SteadyTime::max());
+  scheduler_.End(submitted.uid, Ended());
+  Drain(*reader);
+}
+
+// Deltas of a client that does not read are joined; past the bound the request
+// ends, and neither the producer waits nor does memory grow.
+TEST_F(ServiceTest, SlowReaderGetsAllUpToTheBound) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  const std::string text(1000, 'x');
+  size_t num_pushed = 0;
+  while (scheduler_.Push(uid, TextDelta(text, {1}))) {
+    ASSERT_LT(++num_pushed, 100000u);
+  }
+  scheduler_.End(uid, Ended(absl::ResourceExhaustedError("slow reader")));
+  const Answer answer = Drain(*reader);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(answer.text.size(), num_pushed * text.size());
+  EXPECT_EQ(answer.ids.size(), num_pushed);
+  EXPECT_EQ(DetailOf<v1::Completion>(answer.status).usage().prompt_tokens(),
+            1u);
+}
+
+TEST_F(ServiceTest, EndStreamsEndsOpenOnes) {
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt());
+  scheduler_.WaitForRequest(0);
+  EXPECT_FALSE(service_->WaitNoStreams(milliseconds(20)));
+  service_->EndStreams(absl::UnavailableError("the server is shutting down"));
+  const Answer answer = Drain(*reader);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(service_->WaitNoStreams(seconds(10)));
+}
+
+grpc::Status ServiceTest::CallRaw(const char* method,
+                                  const std::string& bytes) {
+  grpc::GenericStub stub(channel_);
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  grpc::Slice slice(bytes);
+  const grpc::ByteBuffer request(&slice, 1);
+  const auto call = stub.PrepareUnaryCall(&context, method, request, &queue);
+  call->StartCall();
+  grpc::ByteBuffer response;
+  grpc::Status status;
+  call->Finish(&response, &status, nullptr);
+  void* tag;
+  bool ok;
+  queue.Next(&tag, &ok);
+  return status;
+}
+
+TEST_F(ServiceTest, BytesThatAreNoMessageAreInvalid) {
+  for (const char* method :
+       {"/overfill.v1.Inference/Generate", "/overfill.v1.Inference/Tokenize",
+        "/overfill.v1.Inference/Detokenize",
+        "/overfill.v1.Inference/GetModelInfo"}) {
+    const grpc::Status status = CallRaw(method, "\xFF\xFF\xFF\xFF");
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << method << ": " << status.error_message();
+    EXPECT_THAT(FieldsOf(status), ElementsAre("request"));
+  }
+  const grpc::Status status = CallRaw("/overfill.v1.Inference/Generate",
+                                      std::string("\x12\x02\xC3\x28", 4));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(FieldsOf(status), ElementsAre("text"));
+}
+
+TEST_F(ServiceTest, UnaryCallsAnswer) {
+  grpc::ClientContext tokenize, detokenize, info;
+  v1::TokenizeRequest text;
+  text.set_text("hello");
+  text.set_add_special_tokens(false);
+  v1::TokenizeResponse ids;
+  ASSERT_TRUE(stub_->Tokenize(&tokenize, text, &ids).ok());
+  v1::DetokenizeRequest back;
+  *back.mutable_ids() = ids.ids();
+  v1::DetokenizeResponse text_again;
+  ASSERT_TRUE(stub_->Detokenize(&detokenize, back, &text_again).ok());
+  EXPECT_EQ(text_again.text(), "hello");
+  v1::GetModelInfoResponse about;
+  ASSERT_TRUE(
+      stub_->GetModelInfo(&info, v1::GetModelInfoRequest(), &about).ok());
+  EXPECT_EQ(about.pair_digest(), "abc");
+
+  grpc::ClientContext bad_context;
+  back.add_ids(-4);
+  const grpc::Status bad = stub_->Detokenize(&bad_context, back, &text_again);
+  EXPECT_EQ(bad.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+// Calls that end in every way at once, on every thread. What must hold: each
+// admitted request ends once, each call is done, nothing is touched after.
+TEST_F(ServiceTest, StormOfCancelsDeadlinesAndSlowReaders) {
+  constexpr int kClients = 6, kCallsEach = 40;
+  std::atomic<bool> stopped = false;
+  std::vector<std::thread> producers;
+  for (int p = 0; p < 2; ++p) {
+    producers.emplace_back([&, p] {
+      std::mt19937 random(p);
+      while (!stopped) {
+        for (const uint64_t uid : scheduler_.Live()) {
+          if (random() % 8 == 0) {
+            scheduler_.End(uid, Ended());
+          } else if (!scheduler_.Push(uid, TextDelta("word ", {1}))) {
+            scheduler_.End(uid, Ended(absl::ResourceExhaustedError("slow")));
+          }
+        }
+        std::this_thread::yield();
+      }
+    });
+  }
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&, c] {
+      std::mt19937 random(100 + c);
+      for (int i = 0; i < kCallsEach; ++i) {
+        grpc::ClientContext context;
+        const int kind = static_cast<int>(random() % 4);
+        if (kind == 0) {
+          context.set_deadline(std::chrono::system_clock::now() +
+                               std::chrono::microseconds(random() % 3000));
+        }
+        const auto reader = stub_->Generate(&context, Prompt());
+        if (kind == 1) context.TryCancel();
+        if (kind == 2) {
+          std::this_thread::sleep_for(
+              std::chrono::microseconds(random() % 2000));
+          context.TryCancel();
+        }
+        const Answer answer = Drain(*reader);
+        // A client may cancel what has ended already.
+        EXPECT_LE(answer.completions.size(), 1u);
+        if (answer.status.ok()) {
+          EXPECT_EQ(answer.completions.size(), 1u);
+        }
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(scheduler_.WaitIdle(seconds(30)));
+  EXPECT_TRUE(service_->WaitNoStreams(seconds(30)));
+  stopped = true;
+  for (std::thread& producer : producers) producer.join();
+  EXPECT_EQ(scheduler_.num_ended(), scheduler_.num_submits());
+}
+
+TEST(ToSteadyTest, FarTimesStayFar) {
+  using System = std::chrono::system_clock;
+  EXPECT_EQ(ToSteady(System::time_point::max()), SteadyTime::max());
+  EXPECT_LT(ToSteady(System::time_point::min()),
+            std::chrono::steady_clock::now());
+  const auto soon =
+      ToSteady(System::now() + seconds(5)) - std::chrono::steady_clock::now();
+  EXPECT_LT(soon, seconds(6));
+  EXPECT_GT(soon, seconds(4));
+}
+
+TEST(GrpcServerTest, TakenPortIsOneError) {
+  FakeScheduler scheduler;
+  const auto converter = TestConverter();
+  InferenceService first(&scheduler, converter.get(), {}, nullptr);
+  InferenceService second(&scheduler, converter.get(), {}, nullptr);
+  const auto server = GrpcServer::Start({"127.0.0.1", 0}, 1 << 20, &first);
+  ASSERT_TRUE(server.ok());
+  const HostPort taken = {"127.0.0.1", (*server)->port()};
+  EXPECT_EQ(CheckBindable(taken).code(), absl::StatusCode::kUnavailable);
+  RouteLibraryLogs();
+  const auto again = GrpcServer::Start(taken, 1 << 20, &second);
+  EXPECT_EQ(again.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(again.status().message()),
+              HasSubstr("cannot listen on 127.0.0.1"));
+  EXPECT_FALSE(CheckBindable({"no.such.host.invalid", 1}).ok());
+  EXPECT_TRUE(CheckBindable({"127.0.0.1", 0}).ok());
+}
+
+}  // namespace
+}  // namespace overfill
