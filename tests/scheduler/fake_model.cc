@@ -1,10 +1,12 @@
 #include "tests/scheduler/fake_model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/checked_math.h"
 
 namespace overfill {
@@ -57,7 +59,7 @@ int32_t FakeNext(uint64_t model, uint64_t digest, const SamplingState& sampling,
 absl::StatusOr<StepResult> FakeModel::Run(const StepBatch& batch) {
   if (++num_running_ > 1) Violate("two steps at once");
   Check(batch);
-  PassGate();
+  gate_.Pass();
   absl::Status status;
   if (before_run) status = before_run(batch);
   StepResult result;
@@ -161,42 +163,37 @@ std::string FakeModel::violation() const {
   return violation_;
 }
 
-void FakeModel::PassGate() {
+void Gate::Pass() {
   MutexLock lock(&mu_);
-  while (gate_is_closed_) {
+  while (is_closed_) {
     is_at_gate_ = true;
-    gate_changed_.NotifyAll();
-    gate_changed_.Wait(&mu_);
+    changed_.NotifyAll();
+    changed_.Wait(&mu_);
   }
   is_at_gate_ = false;
 }
 
-void FakeModel::CloseGate() {
+void Gate::Close() {
   MutexLock lock(&mu_);
-  gate_is_closed_ = true;
+  is_closed_ = true;
 }
 
-void FakeModel::OpenGate() {
+void Gate::Open() {
   MutexLock lock(&mu_);
-  gate_is_closed_ = false;
-  gate_changed_.NotifyAll();
+  is_closed_ = false;
+  changed_.NotifyAll();
 }
 
-void FakeModel::AwaitAtGate() {
+void Gate::AwaitArrival() {
   MutexLock lock(&mu_);
-  while (!is_at_gate_) gate_changed_.Wait(&mu_);
+  for (int seconds = 0; !is_at_gate_; ++seconds) {
+    OVERFILL_CHECK(seconds < 60) << "nobody comes to the gate";
+    changed_.WaitFor(&mu_, std::chrono::seconds(1));
+  }
 }
 
 absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
-  {
-    MutexLock lock(&mu_);
-    while (gate_is_closed_) {
-      is_at_gate_ = true;
-      gate_changed_.NotifyAll();
-      gate_changed_.Wait(&mu_);
-    }
-    is_at_gate_ = false;
-  }
+  gate_.Pass();
   ++num_moves;
   if (num_failures_to_come > 0) {
     --num_failures_to_come;
@@ -216,22 +213,6 @@ absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
     }
   }
   return absl::OkStatus();
-}
-
-void FakeMover::CloseGate() {
-  MutexLock lock(&mu_);
-  gate_is_closed_ = true;
-}
-
-void FakeMover::OpenGate() {
-  MutexLock lock(&mu_);
-  gate_is_closed_ = false;
-  gate_changed_.NotifyAll();
-}
-
-void FakeMover::AwaitAtGate() {
-  MutexLock lock(&mu_);
-  while (!is_at_gate_) gate_changed_.Wait(&mu_);
 }
 
 std::vector<int32_t> FakeAnswer(const Request& request, uint64_t prompt_model,

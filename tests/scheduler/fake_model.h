@@ -52,6 +52,22 @@ int32_t FakeNext(uint64_t model, uint64_t digest, const SamplingState& sampling,
 // Extends a digest of cells by one more.
 uint64_t FakeDigest(uint64_t digest, uint64_t cell);
 
+// Where a test makes a thread wait.
+class Gate {
+ public:
+  void Pass();  // waits while the gate is closed
+  void Close();
+  void Open();
+  // Waits until a thread stands at the closed gate; fails after a minute.
+  void AwaitArrival();
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  bool is_closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool is_at_gate_ ABSL_GUARDED_BY(mu_) = false;
+};
+
 class FakeModel : public StepRunner {
  public:
   FakeModel(uint64_t salt, FakeStore* store, StepLimits limits,
@@ -68,17 +84,15 @@ class FakeModel : public StepRunner {
   std::atomic<Fault> fault = Fault::kNone;
 
   // Run waits before its work while the gate is closed.
-  void CloseGate();
-  void OpenGate();
-  // Waits until a Run stands at the closed gate.
-  void AwaitAtGate();
+  void CloseGate() { gate_.Close(); }
+  void OpenGate() { gate_.Open(); }
+  void AwaitAtGate() { gate_.AwaitArrival(); }
 
   int64_t num_steps() const { return num_steps_; }
   // What the scheduler asked for and must not; "" when there was nothing.
   std::string violation() const;
 
  private:
-  void PassGate();
   void Check(const StepBatch& batch);
   void Violate(const std::string& what);
   SampledToken Sample(const SequenceStep& step, const SequenceStep& read);
@@ -89,10 +103,8 @@ class FakeModel : public StepRunner {
   const int32_t vocab_size_;
   std::atomic<int64_t> num_steps_ = 0;
   std::atomic<int> num_running_ = 0;
+  Gate gate_;
   mutable Mutex mu_;
-  CondVar gate_changed_;
-  bool gate_is_closed_ ABSL_GUARDED_BY(mu_) = false;
-  bool is_at_gate_ ABSL_GUARDED_BY(mu_) = false;
   std::string violation_ ABSL_GUARDED_BY(mu_);
 };
 
@@ -108,17 +120,14 @@ class FakeMover : public KvMover {
   std::atomic<int64_t> num_moves = 0;
 
   // As FakeModel's. The copy reads and writes after the gate.
-  void CloseGate();
-  void OpenGate();
-  void AwaitAtGate();
+  void CloseGate() { gate_.Close(); }
+  void OpenGate() { gate_.Open(); }
+  void AwaitAtGate() { gate_.AwaitArrival(); }
 
  private:
   FakeStore* const source_;
   FakeStore* const destination_;
-  Mutex mu_;
-  CondVar gate_changed_;
-  bool gate_is_closed_ ABSL_GUARDED_BY(mu_) = false;
-  bool is_at_gate_ ABSL_GUARDED_BY(mu_) = false;
+  Gate gate_;
 };
 
 // The answer that the request must get, made without blocks, steps or threads.
