@@ -81,14 +81,15 @@ std::string ReadInput() {
 }
 
 int Generate(const ClientOptions& options, const v1::GenerateRequest& request) {
-  const auto channel =
-      grpc::CreateChannel(options.target, grpc::InsecureChannelCredentials());
-  const auto stub = v1::Inference::NewStub(channel);
   grpc::ClientContext context;
   if (options.timeout > absl::ZeroDuration()) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
   }
+  // Before the channel: its threads are to have the signals blocked too.
   Interrupter interrupter(&context);
+  const auto channel =
+      grpc::CreateChannel(options.target, grpc::InsecureChannelCredentials());
+  const auto stub = v1::Inference::NewStub(channel);
   const absl::Time begin = absl::Now();
   std::optional<absl::Duration> first_token;
   v1::Completion completion;

@@ -75,6 +75,14 @@ void AddFlags(FlagSet& flags, ClientOptions& options) {
               limits->add_stop(std::string(text));
               return absl::OkStatus();
             });
+  flags.Add("ignore_eos", "", "goes on behind the model's end of an answer",
+            [limits](absl::string_view text) -> absl::Status {
+              if (text != "true" && text != "false") {
+                return absl::InvalidArgumentError("must be true or false");
+              }
+              limits->set_ignore_eos(text == "true");
+              return absl::OkStatus();
+            });
   flags.Add("logprobs", "N", "with --json: logprobs of the best N tokens",
             NumberSetter<int32_t>([&request](int32_t n) {
               request.mutable_output()->set_logprobs(n);

@@ -189,12 +189,6 @@ class PairLoader {
       hash.UpdateField(HexString(part));
     }
     pair_->digest_ = hash.Finish();
-    LogInfo(absl::StrCat("pair ", pair_->full().name, " (",
-                         pair_->full().num_parameters, " parameters) and ",
-                         pair_->pruned().name, " (",
-                         pair_->pruned().num_parameters, " parameters), map ",
-                         KvMapKindName(pair_->kv_map_.kind), ", digest ",
-                         HexString(pair_->digest_)));
   }
 
   Device& device_;

@@ -1,0 +1,224 @@
+"""The server as a process: its flags, its start, its end."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import unittest
+
+import grpc
+
+import harness
+from harness import (Answer, Server, health_grpc, health_pb2, make_pair, pb2,
+                     wait_until)
+
+
+def run_server(*flags, env=None):
+    """(exit code, lines of stderr, stdout) of a server that should not stay."""
+    done = subprocess.run([harness.server_binary, *flags],
+                          capture_output=True, text=True,
+                          timeout=harness.START_SECONDS,
+                          env=dict(os.environ, **(env or {})))
+    return done.returncode, done.stderr.splitlines(), done.stdout
+
+
+def long_request(num_tokens=15000):
+    request = pb2.GenerateRequest(text="Hello there")
+    request.sampling.temperature = 0
+    request.limits.ignore_eos = True
+    request.limits.max_tokens = num_tokens
+    return request
+
+
+class BadSetupTest(unittest.TestCase):
+    """One clear line on stderr, exit code 2, before a port is opened."""
+
+    def check(self, expected, *flags, env=None, models=True):
+        code, lines, out = run_server(
+            *(make_pair() if models else []), "--listen=127.0.0.1:0",
+            "--metrics_listen=127.0.0.1:0", *flags, env=env)
+        self.assertEqual(code, 2, lines)
+        self.assertEqual(len(lines), 1, lines)
+        self.assertTrue(lines[0].startswith("overfill-server: "), lines)
+        self.assertIn(expected, lines[0])
+        self.assertEqual(out, "")
+
+    def test_flags(self):
+        self.check("--prefill_model: needed", models=False)
+        self.check("--no_such_flag: unknown flag", "--no_such_flag=1")
+        self.check("--block_tokens: must be", "--block_tokens=0")
+        self.check("--itl_target: not supported yet", "--itl_target=20ms")
+        self.check("int8 is not supported yet", "--weights=int8")
+        self.check("OVERFILL_THREADS: must be",
+                   env={"OVERFILL_THREADS": "many"})
+        self.check("--flagfile: /no/such/file", "--flagfile=/no/such/file")
+        self.check("--listen: must be HOST:PORT", "--listen=here")
+
+    def test_device(self):
+        # No CUDA backend, or no such device.
+        self.check("CUDA", "--device=cuda:77")
+
+    def test_limits_that_do_not_fit_the_pair(self):
+        self.check("max_sequence_tokens", "--max_sequence_tokens=1000000")
+        self.check("kv_cache_bytes", "--kv_cache_bytes=10")
+
+    def test_model_that_is_not_there(self):
+        self.check("/no/such/model", "--prefill_model=/no/such/model")
+
+    def broken(self, half, edit):
+        """Flags of the pair with one half edited."""
+        directory = harness.work_dir(self.id())
+        flags = []
+        for flag in make_pair():
+            name, path = flag[2:].split("=")
+            copy = os.path.join(directory, os.path.basename(path))
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(path, copy)
+            if os.path.basename(path) == half:
+                edit(copy)
+            flags.append(f"--{name}={copy}")
+        return flags
+
+    def test_broken_checkpoints(self):
+        def truncate(directory):
+            path = os.path.join(directory, "model.safetensors")
+            os.truncate(path, os.path.getsize(path) - 100)
+
+        def no_json(directory):
+            with open(os.path.join(directory, "config.json"), "w") as file:
+                file.write("{")
+
+        def no_tokenizer(directory):
+            os.remove(os.path.join(directory, "tokenizer.json"))
+
+        self.check("model.safetensors", *self.broken("full", truncate),
+                   models=False)
+        self.check("config.json", *self.broken("decode", no_json),
+                   models=False)
+        self.check("tokenizer.json", *self.broken("full", no_tokenizer),
+                   models=False)
+
+    def test_pairs_that_do_not_fit(self):
+        for member, value in [("rope_theta", 20000.0),
+                              ("num_key_value_heads", 4),
+                              ("head_dim", 32)]:
+            self.check("full", *self.broken("decode", lambda d: harness.
+                       set_config(d, **{member: value})), models=False)
+
+    def test_bad_defaults_of_the_model(self):
+        def edit(directory):
+            path = os.path.join(directory, "generation_config.json")
+            with open(path, "w") as file:
+                json.dump({"do_sample": True, "top_p": 0.0}, file)
+        self.check("generation_config.json", *self.broken("full", edit),
+                   models=False)
+
+    def test_ports_that_are_taken(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            self.check(f"cannot listen on {address}", f"--listen={address}")
+            self.check(f"cannot listen on {address}",
+                       f"--metrics_listen={address}")
+        self.check("cannot listen on 192.0.2.1:5",
+                   "--listen=192.0.2.1:5")
+
+
+class StartTest(unittest.TestCase):
+
+    def test_help_and_version(self):
+        code, lines, out = run_server("--help")
+        self.assertEqual((code, lines), (0, []))
+        self.assertIn("--prefill_model=DIR", out)
+        code, lines, out = run_server("--version")
+        self.assertEqual((code, lines), (0, []))
+        self.assertRegex(out, r"^overfill-server \d+\.\d+\.\d+\n$")
+
+    def test_flagfile_and_environment(self):
+        path = os.path.join(harness.work_dir("flagfile"), "flags")
+        with open(path, "w") as file:
+            file.write("# the pair\n" + "\n".join(make_pair()) +
+                       "\n--max_decode_batch=3\n")
+        server = Server([f"--flagfile={path}"],
+                        env={"OVERFILL_MAX_QUEUED_REQUESTS": "5",
+                             "OVERFILL_MAX_DECODE_BATCH": "9"})
+        limits = server.stub.GetModelInfo(pb2.GetModelInfoRequest()).limits
+        self.assertEqual(limits.max_decode_batch, 3)
+        self.assertEqual(limits.max_queued_requests, 5)
+        self.assertEqual(server.stop(), 0)
+
+    def test_dummy_weights(self):
+        server = Server(make_pair() + ["--load_format=dummy"])
+        answer = Answer(server.stub.Generate(long_request(5)))
+        self.assertEqual(len(answer.ids), 5)
+        self.assertEqual(server.stop(), 0)
+
+    def test_log_says_what_is_served(self):
+        server = Server(make_pair())
+        info = server.stub.GetModelInfo(pb2.GetModelInfoRequest())
+        log = "\n".join(server.lines)
+        self.assertIn(info.pair_digest, log)
+        self.assertIn(f"{info.limits.kv_blocks} blocks", log)
+        self.assertIn(server.target, log)
+        # The warm-up is no traffic.
+        self.assertEqual(
+            [value for series, value in server.metrics().items()
+             if re.match("overfill_(requests_total|.*_seconds_count)", series)
+             and value != 0], [])
+        self.assertEqual(server.stop(), 0)
+
+
+class DrainTest(unittest.TestCase):
+
+    def test_streams_finish_and_no_new_ones_begin(self):
+        server = Server(make_pair())
+        watch = health_grpc.HealthStub(server.channel).Watch(
+            health_pb2.HealthCheckRequest())
+        self.assertEqual(next(watch).status,
+                         health_pb2.HealthCheckResponse.SERVING)
+        call = server.stub.Generate(long_request(8000))
+        next(call)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertEqual(next(watch).status,
+                         health_pb2.HealthCheckResponse.NOT_SERVING)
+        refused = Answer(server.stub.Generate(long_request(1)))
+        self.assertEqual(refused.error.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(refused.error.details(),
+                         "the server is shutting down")
+        answer = Answer(call)
+        self.assertEqual(answer.completion.usage.completion_tokens, 8000)
+        self.assertEqual(server.process.wait(harness.STOP_SECONDS), 0)
+        server.stop()
+
+    def test_timeout_ends_streams(self):
+        server = Server(make_pair() + ["--drain_timeout=100ms"])
+        call = server.stub.Generate(long_request())
+        next(call)
+        server.process.send_signal(signal.SIGINT)
+        answer = Answer(call)
+        self.assertEqual(answer.error.code(), grpc.StatusCode.UNAVAILABLE)
+        completion = harness.details(answer.error, pb2.Completion)
+        self.assertGreater(completion.usage.completion_tokens, 0)
+        self.assertEqual(server.process.wait(harness.STOP_SECONDS), 0)
+        server.stop()
+
+    def test_second_signal_ends_at_once(self):
+        server = Server(make_pair() + ["--drain_timeout=10m"])
+        call = server.stub.Generate(long_request())
+        next(call)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertTrue(wait_until(
+            lambda: any("draining" in line for line in server.lines)))
+        server.process.send_signal(signal.SIGTERM)
+        self.assertEqual(server.process.wait(5), 128 + signal.SIGTERM)
+        threading.Thread(target=lambda: Answer(call), daemon=True).start()
+        server.stop()
+
+
+if __name__ == "__main__":
+    harness.main()

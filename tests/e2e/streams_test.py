@@ -1,0 +1,165 @@
+"""Many streams, and streams that end before their answers do."""
+
+import concurrent.futures
+import socket
+import subprocess
+import time
+
+import grpc
+
+import harness
+from harness import Answer, pb2, wait_until
+
+PATHS = [pb2.DECODE_PATH_TWO_STAGE, pb2.DECODE_PATH_FULL,
+         pb2.DECODE_PATH_PRUNED]
+LONG = 15000  # tokens: seconds of work
+
+
+class StreamsTest(harness.ServerCase):
+
+    def start(self, **members):
+        """A long answer that has begun."""
+        members.setdefault("max_tokens", LONG)
+        call = self.stub.Generate(self.request(**members))
+        next(call)
+        return call
+
+    def count(self, outcome):
+        return sum(value for series, value in self.server.metrics().items()
+                   if series.startswith("overfill_requests_total{") and
+                   f'outcome="{outcome}"' in series)
+
+    def assert_ends(self, outcome, before):
+        """Within a moment, the request is gone and its blocks are home."""
+        self.assertTrue(wait_until(lambda: self.server.live() == 0, 10))
+        self.assertEqual(self.server.blocks(), self.free_blocks)
+        self.assertEqual(self.count(outcome), before + 1)
+        self.assert_serves()
+
+    def test_32_streams_of_all_paths_at_once(self):
+        requests = [self.request(text=f"Stream number {i}, " * (1 + i % 7),
+                                 max_tokens=20 + 5 * (i % 4),
+                                 path=PATHS[i % 3]) for i in range(32)]
+        alone = [self.generate(request) for request in requests[:3]]
+        with concurrent.futures.ThreadPoolExecutor(32) as executor:
+            answers = list(executor.map(self.generate, requests))
+        for request, answer in zip(requests, answers):
+            usage = answer.completion.usage
+            self.assertEqual(len(answer.ids), request.limits.max_tokens)
+            self.assertEqual(usage.completion_tokens, len(answer.ids))
+        # The paths are what they are alone, up to what bf16 leaves open.
+        self.assertEqual([a.ids[0] for a in answers[:3]],
+                         [a.ids[0] for a in alone])
+        self.assertTrue(wait_until(lambda: self.server.live() == 0))
+        self.assertEqual(self.server.blocks(), self.free_blocks)
+
+    def test_cancel(self):
+        before = self.count("cancelled")
+        call = self.start()
+        call.cancel()
+        self.assert_ends("cancelled", before)
+
+    def test_cancel_in_the_queue(self):
+        blockers = [self.start() for _ in range(3)]
+        call = self.stub.Generate(self.request(max_tokens=LONG))
+        call.cancel()
+        for blocker in blockers:
+            blocker.cancel()
+
+    def test_deadline(self):
+        before = self.count("deadline_exceeded")
+        begin = time.monotonic()
+        answer = self.generate(self.request(max_tokens=LONG), timeout=0.3)
+        self.assertEqual(answer.error.code(),
+                         grpc.StatusCode.DEADLINE_EXCEEDED)
+        self.assertLess(time.monotonic() - begin, 5)
+        self.assertGreater(len(answer.ids), 0)
+        self.assert_ends("deadline_exceeded", before)
+
+    def test_client_process_killed(self):
+        before = self.count("cancelled")
+        process = subprocess.Popen(
+            [harness.client_binary, f"--target={self.server.target}",
+             f"--max_tokens={LONG}", "--json", "--ignore_eos", "Hello"],
+            stdout=subprocess.PIPE)
+        process.stdout.readline()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        self.assertTrue(wait_until(lambda: self.server.live() == 0, 10))
+        self.assertEqual(self.count("cancelled"), before + 1)
+        self.assert_serves()
+
+    def test_slow_reader_hinders_nobody(self):
+        """A client that stops reading is ended; others go on meanwhile."""
+        slow = self.stub.Generate(self.request(max_tokens=LONG))
+        next(slow)
+        for _ in range(5):
+            self.assert_serves()
+        slow.cancel()
+
+    def test_connections_that_speak_no_grpc(self):
+        host, port = self.server.target.rsplit(":", 1)
+        for data in [b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 5000,
+                     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100]:
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(data)
+                connection.settimeout(0.2)
+                try:
+                    connection.recv(100)
+                except (socket.timeout, ConnectionError):
+                    pass
+        self.assert_serves()
+
+    def test_storm(self):
+        """Streams that end in every way, all at once."""
+        rng = harness.checkpoints.seeded(f"{harness.SEED} storm")
+        plans = [(rng.choice(["finish", "cancel", "deadline", "bad"]),
+                  rng.choice(PATHS), rng.randrange(1, 400),
+                  rng.random() * 0.2) for _ in range(150)]
+
+        def run(plan):
+            kind, path, num_tokens, delay = plan
+            request = self.request(path=path, max_tokens=num_tokens)
+            if kind == "bad":
+                request.sampling.top_p = 0
+            if kind == "deadline":
+                return Answer(self.stub.Generate(request, timeout=delay))
+            call = self.stub.Generate(request, timeout=harness.CALL_SECONDS)
+            if kind == "cancel":
+                time.sleep(delay)
+                call.cancel()
+            return Answer(call)
+
+        with concurrent.futures.ThreadPoolExecutor(24) as executor:
+            answers = list(executor.map(run, plans))
+        allowed = {
+            "finish": {None}, "bad": {grpc.StatusCode.INVALID_ARGUMENT},
+            "cancel": {None, grpc.StatusCode.CANCELLED},
+            "deadline": {None, grpc.StatusCode.DEADLINE_EXCEEDED}}
+        for (kind, _, num_tokens, _), answer in zip(plans, answers):
+            code = answer.error.code() if answer.error else None
+            self.assertIn(code, allowed[kind], kind)
+            if code is None:
+                self.assertEqual(answer.completion.usage.completion_tokens,
+                                 num_tokens)
+        self.assert_serves()
+
+
+class SmallStoreTest(harness.ServerCase):
+    """More streams than the KV store can hold at once: they take turns."""
+
+    flags = ["--kv_cache_bytes=700000", "--max_sequence_tokens=200"]
+
+    def test_all_complete(self):
+        self.assertLess(sum(self.free_blocks.values()), 40)
+        with concurrent.futures.ThreadPoolExecutor(16) as executor:
+            answers = list(executor.map(
+                lambda i: self.generate(text=f"{i} " * 20, max_tokens=100,
+                                        path=PATHS[i % 3]), range(16)))
+        for answer in answers:
+            self.assertEqual(len(answer.ids), 100, answer.error)
+
+
+if __name__ == "__main__":
+    harness.main()
