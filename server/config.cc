@@ -160,7 +160,7 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
   } else if (host.find(':') != absl::string_view::npos) {
     return bad;
   }
-  result.host = std::string(host);
+  result.host = host.empty() ? "0.0.0.0" : std::string(host);
   if (!absl::SimpleAtoi(text.substr(colon + 1), &result.port) ||
       result.port < 0 || result.port > 65535) {
     return bad;

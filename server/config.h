@@ -14,7 +14,7 @@
 
 namespace overfill {
 
-// HOST:PORT. An empty host is every interface.
+// HOST:PORT. An empty host is 0.0.0.0, every IPv4 interface.
 struct HostPort {
   std::string host;
   int32_t port = 0;  // 0: one that is free

@@ -246,8 +246,15 @@ class ServerCase(unittest.TestCase):
         assert code == 0, f"exit code {code}: {cls.server.lines}"
 
     def tearDown(self):
-        self.assertTrue(wait_until(lambda: self.server.live() == 0),
+        self.assert_blocks_are_home()
+
+    def assert_blocks_are_home(self, seconds=30):
+        """No live request, and no block but free ones, after a moment: those
+        of a step under way when its request ends are quarantined until then.
+        """
+        self.assertTrue(wait_until(lambda: self.server.live() == 0, seconds),
                         "requests are left")
+        wait_until(lambda: self.server.blocks() == self.free_blocks, seconds)
         self.assertEqual(self.server.blocks(), self.free_blocks)
 
     def request(self, text="Hello there, the end.", max_tokens=8, **members):

@@ -31,8 +31,7 @@ class StreamsTest(harness.ServerCase):
 
     def assert_ends(self, outcome, before):
         """Within a moment, the request is gone and its blocks are home."""
-        self.assertTrue(wait_until(lambda: self.server.live() == 0, 10))
-        self.assertEqual(self.server.blocks(), self.free_blocks)
+        self.assert_blocks_are_home(10)
         self.assertEqual(self.count(outcome), before + 1)
         self.assert_serves()
 
@@ -50,8 +49,7 @@ class StreamsTest(harness.ServerCase):
         # The paths are what they are alone, up to what bf16 leaves open.
         self.assertEqual([a.ids[0] for a in answers[:3]],
                          [a.ids[0] for a in alone])
-        self.assertTrue(wait_until(lambda: self.server.live() == 0))
-        self.assertEqual(self.server.blocks(), self.free_blocks)
+        self.assert_blocks_are_home()
 
     def test_cancel(self):
         before = self.count("cancelled")

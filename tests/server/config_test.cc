@@ -169,6 +169,10 @@ TEST(ConfigTest, ModelsAreNeededButNotForHelp) {
   EXPECT_EQ(Parse({"--version"})->action, CommandLine::Action::kVersion);
 }
 
+TEST(ConfigTest, EmptyHostIsEveryInterface) {
+  EXPECT_EQ(ParseWithModels({"--listen=:7"})->listen.ToString(), "0.0.0.0:7");
+}
+
 TEST(ConfigTest, MetricsCanBeTurnedOff) {
   EXPECT_TRUE(ParseWithModels({})->metrics_enabled);
   EXPECT_FALSE(ParseWithModels({"--metrics_listen="})->metrics_enabled);

@@ -1,0 +1,78 @@
+"""docs/api.md against what the programs say of themselves."""
+
+import os
+import re
+import subprocess
+import unittest
+
+import harness
+from harness import Server, pb2
+
+
+def document():
+    with open(os.path.join(harness.ROOT, "docs", "api.md")) as file:
+        return file.read()
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", document(),
+                     re.MULTILINE | re.DOTALL).group(1)
+
+
+def documented_flags(program):
+    """[(flag with value, meaning)] of the program's table."""
+    rows = re.findall(r"^\| `(--[^`]*)` \| (.*) \|$", section(program),
+                      re.MULTILINE)
+    return [(flag.replace("\\|", "|"), meaning) for flag, meaning in rows]
+
+
+def flags_of(binary):
+    out = subprocess.run([binary, "--help"], check=True, capture_output=True,
+                         text=True).stdout
+    return re.findall(r"^  (--\S+)\n      (.*)$", out, re.MULTILINE)
+
+
+class DocsTest(unittest.TestCase):
+
+    def test_flags(self):
+        self.assertEqual(documented_flags("overfill-server"),
+                         flags_of(harness.server_binary))
+        self.assertEqual(documented_flags("overfill-client"),
+                         flags_of(harness.client_binary))
+
+    def test_metrics(self):
+        server = Server(harness.make_pair())
+        request = pb2.GenerateRequest(text="Hello")
+        request.sampling.top_p = 0  # counts as a rejection
+        self.assertIsNotNone(harness.Answer(
+            server.stub.Generate(request)).error)
+        served = {re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", series)
+                  for series in server.metrics()
+                  if series.startswith("overfill_")}
+        self.assertEqual(server.stop(), 0)
+        documented = set(re.findall(r"^\| `(overfill_\w+)`",
+                                    section("Metrics"), re.MULTILINE))
+        self.assertEqual(documented, served)
+
+    def test_every_field_is_named(self):
+        """Of requests with its path, of responses by its name."""
+        def leaves(descriptor, prefix=""):
+            for field in descriptor.fields:
+                inner = field.message_type
+                if inner is None or inner.GetOptions().map_entry:
+                    yield prefix + field.name
+                else:
+                    yield from leaves(inner, f"{prefix}{field.name}.")
+        text = section("Generate")
+        for path in leaves(pb2.GenerateRequest.DESCRIPTOR):
+            self.assertRegex(text, rf"(?m)^\| `{re.escape(path)}` \|")
+        for message in [pb2.Delta, pb2.Completion, pb2.Usage, pb2.Timings,
+                        pb2.GetModelInfoResponse, pb2.ModelInfo,
+                        pb2.ServingLimits, pb2.TokenizeRequest,
+                        pb2.DetokenizeRequest]:
+            for field in message.DESCRIPTOR.fields:
+                self.assertIn(f"`{field.name}`", document())
+
+
+if __name__ == "__main__":
+    harness.main()
