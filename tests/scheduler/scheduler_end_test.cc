@@ -97,6 +97,8 @@ TEST(Cancel, WhileDecoding) {
     Client& client = rig.Submit(DecodePath::kTwoStage, 9, 200);
     rig.pruned.AwaitAtGate();
     EXPECT_EQ(rig.scheduler->Stats().requests.decoding, 1);
+    // A copied prompt has left the prefill pool's store.
+    EXPECT_EQ(rig.Blocks(0).owned, is_shared ? 4 : 0);
     rig.scheduler->Cancel(client.uid, Cancelled());
     rig.ExpectStatus(client, kCancelled);
     EXPECT_EQ(client.tokens.size(), 4u);
@@ -107,6 +109,7 @@ TEST(Cancel, WhileDecoding) {
     EXPECT_EQ(client.tokens.size(), 4u);
     EXPECT_EQ(client.Wait().usage.completion_tokens, 4);
     rig.Finish();
+    EXPECT_EQ(rig.observer.counts().tokens, 3);  // after the first one
   }
 }
 
@@ -188,6 +191,35 @@ TEST(Cancel, MayComeFromWithinTheClientsOwnCall) {
   EXPECT_TRUE(rig.scheduler->WaitIdle(std::chrono::seconds(30)));
   EXPECT_EQ(ends, 1);
   EXPECT_TRUE(rig.BlocksComeHome(milliseconds(10000)));
+  EXPECT_TRUE(rig.scheduler->CheckIntegrity().ok());
+  rig.Destroy();
+}
+
+TEST(Cancel, WaitsItsTurnBehindADeltaUnderWay) {
+  Rig rig;
+  rig.Begin();
+  std::atomic<int> calls = 0;
+  std::atomic<bool> is_in_call = false;
+  std::atomic<bool> two_at_once = false;
+  std::atomic<bool> has_ended = false;
+  std::shared_ptr<EventQueue> events;
+  events = std::make_shared<EventQueue>(1 << 20, [&] {
+    if (is_in_call.exchange(true)) two_at_once = true;
+    while (auto event = events->Pop()) {
+      has_ended = std::holds_alternative<Terminal>(*event);
+    }
+    ++calls;
+    std::this_thread::sleep_for(milliseconds(20));
+    is_in_call = false;
+  });
+  const auto uid = rig.scheduler->Submit(
+      rig.MakeRequest(DecodePath::kTwoStage, 5, 50), events);
+  ASSERT_TRUE(uid.ok());
+  while (calls == 0) std::this_thread::yield();
+  rig.scheduler->Cancel(*uid, Cancelled());
+  EXPECT_TRUE(rig.scheduler->WaitIdle(std::chrono::seconds(30)));
+  EXPECT_TRUE(has_ended);
+  EXPECT_FALSE(two_at_once);
   EXPECT_TRUE(rig.scheduler->CheckIntegrity().ok());
   rig.Destroy();
 }

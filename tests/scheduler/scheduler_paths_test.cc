@@ -163,6 +163,45 @@ TEST_P(SchedulerPaths, AllRunningAnswersAdvanceInEveryStep) {
   EXPECT_EQ(counts.decode_rows[1], 24 * 15);
 }
 
+TEST_P(SchedulerPaths, AnAnswerLeavesItsPlaceInThePrefillPool) {
+  RigOptions options = Options();
+  options.scheduler.max_decode_batch = 1;
+  Rig rig(options);
+  rig.pruned.CloseGate();
+  Client& decoding = rig.Submit(DecodePath::kTwoStage, 6, 5);
+  rig.pruned.AwaitAtGate();
+  rig.ExpectRight(rig.Submit(DecodePath::kFull, 6, 5));
+  EXPECT_FALSE(decoding.HasEnded());
+  rig.pruned.OpenGate();
+  rig.ExpectRight(decoding);
+  rig.Finish();
+}
+
+TEST_P(SchedulerPaths, APriorityGoesBeforeAnEarlierArrival) {
+  RigOptions options = Options();
+  options.scheduler.max_decode_batch = 1;
+  Rig rig(options);
+  std::vector<int32_t> order;  // the prompts' first tokens
+  rig.full.before_run = [&](const StepBatch& batch) {
+    for (const SequenceStep& step : batch.sequences) {
+      if (step.start_position == 0) order.push_back(step.token_ids[0]);
+    }
+    return absl::OkStatus();
+  };
+  rig.full.CloseGate();
+  for (int i = 0; i < 5; ++i) {
+    Request request = rig.MakeRequest(DecodePath::kFull, 6, 5);
+    request.prompt_ids[0] = i;
+    request.priority = i == 3;
+    rig.Submit(request);
+    if (i == 0) rig.full.AwaitAtGate();
+  }
+  rig.full.OpenGate();
+  for (auto& client : rig.clients) rig.ExpectRight(*client);
+  rig.Finish();
+  EXPECT_EQ(order, std::vector<int32_t>({0, 3, 1, 2, 4}));
+}
+
 TEST_P(SchedulerPaths, AStopCrossesTheBoundaryOfThePools) {
   // Token 0 is the full model's, the rest the pruned one's; the stop string
   // begins in the one and ends in the other, at each split.
