@@ -26,8 +26,8 @@ TEST(Storm, ManyStreamsAtOnceLeaveTheStoreAsItWas) {
     options.is_shared = is_shared;
     options.scheduler.max_decode_batch = 64;
     options.max_rows = 128;
-    options.prefill_blocks = 2000;
-    options.decode_blocks = 2000;
+    options.prefill_blocks = 4000;
+    options.decode_blocks = 4000;
     Rig rig(options);
     rig.Begin();
     const int32_t before = rig.Blocks(0).free;
