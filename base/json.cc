@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace overfill {
@@ -20,6 +21,10 @@ absl::Status WrongType(absl::string_view origin, const char* key,
 
 absl::StatusOr<Json> ParseJsonObject(absl::string_view text,
                                      absl::string_view origin) {
+  // The parser takes a zero byte for the end of its input.
+  if (absl::StrContains(text, '\0')) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": not valid JSON"));
+  }
   bool too_deep = false;
   const Json::parser_callback_t callback =
       [&too_deep](int depth, Json::parse_event_t, Json&) {

@@ -40,11 +40,19 @@ function(overfill_test name)
     LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${ARG_ENV}")
 endfunction()
 
-# overfill_fuzzer(NAME SOURCES ... DEPS ...): a libFuzzer program where the
-# fuzzers are built; elsewhere the same sources become a replay program that
-# runs each corpus file once.
+# overfill_fuzzer(NAME SOURCES ... DEPS ...): NAME_fuzz's sources as a libFuzzer
+# program where the fuzzers are built, and everywhere as a test that runs each
+# file of tests/fuzz/corpus/NAME once.
 function(overfill_fuzzer name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  string(REGEX REPLACE "_fuzz$" "" corpus ${name})
+  add_executable(${name}_replay
+    ${ARG_SOURCES} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
+  target_link_libraries(${name}_replay PRIVATE ${ARG_DEPS})
+  add_test(NAME ${name}_replay
+    COMMAND ${name}_replay tests/fuzz/corpus/${corpus}
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${name}_replay PROPERTIES LABELS unit TIMEOUT 300)
   if(OVERFILL_FUZZERS)
     add_executable(${name} ${ARG_SOURCES})
     target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
