@@ -16,9 +16,13 @@ std::shared_ptr<GenerateCall> GenerateCall::Create(
     std::function<void(GenerateCall*)> on_done) {
   std::shared_ptr<GenerateCall> call(
       new GenerateCall(scheduler, pump, std::move(on_done)));
-  MutexLock lock(&call->mu_);
-  call->self_ = call;
+  call->HoldSelf();
   return call;
+}
+
+void GenerateCall::HoldSelf() {
+  MutexLock lock(&mu_);
+  self_ = shared_from_this();
 }
 
 GenerateCall::GenerateCall(Scheduler* scheduler, StreamPump* pump,
@@ -41,7 +45,7 @@ void GenerateCall::Submit(Request request) {
   }
   // The response's headers tell the client, and a retry policy, that the
   // request is admitted. Nothing is written before them.
-  StartSendInitialMetadata();
+  SendHeaders();
   std::optional<absl::Status> cancelled;
   {
     MutexLock lock(&mu_);
@@ -60,7 +64,7 @@ void GenerateCall::Refuse(const absl::Status& status) {
     finished_ = true;
     queue_.reset();
   }
-  Finish(ToGrpcStatus(status));
+  EndCall(ToGrpcStatus(status));
 }
 
 void GenerateCall::Cancel(absl::Status status) {
@@ -76,15 +80,15 @@ void GenerateCall::Cancel(absl::Status status) {
 }
 
 void GenerateCall::Pump() {
-  Action action = NextAction();
+  const Action action = NextAction();
   switch (action.kind) {
     case Action::Kind::kNone:
       return;
     case Action::Kind::kWrite:
-      StartWrite(&message_);
+      Write(&message_);
       return;
     case Action::Kind::kFinish:
-      Finish(std::move(action.status));
+      EndCall(action.status);
       return;
   }
 }

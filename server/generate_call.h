@@ -49,10 +49,18 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnCancel() override;
   void OnDone() override;
 
- private:
+ protected:
   GenerateCall(Scheduler* scheduler, StreamPump* pump,
                std::function<void(GenerateCall*)> on_done);
+  // The call holds itself from now on until OnDone.
+  void HoldSelf();
 
+  // What gRPC does; tests put threads of their own in its place.
+  virtual void SendHeaders() { StartSendInitialMetadata(); }
+  virtual void Write(const grpc::ByteBuffer* message) { StartWrite(message); }
+  virtual void EndCall(const grpc::Status& status) { Finish(status); }
+
+ private:
   // What Pump is to do next, once the lock is free.
   struct Action {
     enum class Kind { kNone, kWrite, kFinish } kind = Kind::kNone;
