@@ -118,6 +118,21 @@ bool HasAvx2() {
 
 bool HasAvx512() { return (hwy::SupportedTargets() & HWY_AVX3) != 0; }
 
+// Never higher: on processors with AMX, oneDNN 2.6 has bf16 products for which
+// it reads tiles that it did not configure, an illegal instruction that ends
+// the program. Which ones depends on the shape, so on a prompt's length.
+dnnl::cpu_isa OneDnnIsa(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kAvx2:
+      return dnnl::cpu_isa::avx2;
+    case CpuIsa::kAvx512:
+      return dnnl::cpu_isa::avx512_core;
+    case CpuIsa::kAvx512Bf16:
+      return dnnl::cpu_isa::avx512_core_bf16;
+  }
+  return dnnl::cpu_isa::avx2;
+}
+
 bool HasAvx512Bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
 }  // namespace
@@ -159,10 +174,8 @@ absl::StatusOr<CpuIsa> ChooseCpuIsa(absl::string_view cap) {
                                               : CpuIsa::kAvx512;
   }
   chosen_cap = std::string(cap);
-  if (chosen == CpuIsa::kAvx2) {
-    hwy::DisableTargets(HWY_AVX3 | HWY_AVX3_DL);
-    dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
-  }
+  if (chosen == CpuIsa::kAvx2) hwy::DisableTargets(HWY_AVX3 | HWY_AVX3_DL);
+  dnnl::set_max_cpu_isa(OneDnnIsa(chosen));
   return chosen;
 }
 
