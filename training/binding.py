@@ -18,6 +18,7 @@ IGNORED = -100
 def binding_batch(
     rng: np.random.Generator, num_rows: int, num_tokens: int,
     vocab_size: int, first_id: int, num_subjects: int,
+    longest_value: int = 3,
 ) -> Tuple[np.ndarray, np.ndarray, List[int]]:
     """ids and targets [num_rows, num_tokens], and the length of each value.
 
@@ -28,13 +29,14 @@ def binding_batch(
     lengths: List[int] = []
     for row in range(num_rows):
         _fill_row(rng, ids[row], targets[row], lengths, vocab_size, first_id,
-                  num_subjects)
+                  num_subjects, longest_value)
     return ids, targets, lengths
 
 
 def _fill_row(
     rng: np.random.Generator, ids: np.ndarray, targets: np.ndarray,
     lengths: List[int], vocab_size: int, first_id: int, num_subjects: int,
+    longest_value: int,
 ) -> None:
     def phrase(longest: int) -> List[int]:
         size = int(rng.integers(1, longest + 1))
@@ -57,7 +59,7 @@ def _fill_row(
         # One sentence, or one for each relation.
         joined = rng.random() < 0.5
         for index, relation in enumerate(rng.permutation(len(relations))):
-            values[int(subject), int(relation)] = value = phrase(3)
+            values[int(subject), int(relation)] = value = phrase(longest_value)
             if index == 0 or not joined:
                 put(subjects[subject])
             put(relations[relation] + value)

@@ -12,12 +12,12 @@ import dataclasses
 import random
 from typing import List, NamedTuple, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from training import world
+from training.binding import IGNORED, binding_batch
 from training.tokenizer import Tokenizer
-
-IGNORED = -100  # a target that no loss is taken on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +131,26 @@ def collate(
             positions[index] += rng.randint(0, max_positions - width)
         spans += [Span(index, *answer) for answer in answers]
     return Batch(padded, positions, spans)
+
+
+def fact_batch(
+    rng: np.random.Generator, vocab_size: int, num_subjects: int,
+    num_tokens: int, longest_value: int, max_positions: int,
+    tokens_per_batch: int = 4096,
+) -> Batch:
+    """Random tokens as facts, told and told again: the values told again are
+    the answers. Every token of the vocabulary comes up."""
+    ids, targets, lengths = binding_batch(
+        rng, tokens_per_batch // num_tokens, num_tokens, vocab_size, 0,
+        num_subjects, longest_value)
+    offsets = rng.integers(0, max_positions - num_tokens, (len(ids), 1))
+    predicting = np.flatnonzero(targets != IGNORED)
+    spans: List[Span] = []
+    at = 0
+    for length in lengths:  # row by row, as `predicting` is
+        row, column = divmod(int(predicting[at]), num_tokens)
+        spans.append(Span(row, column + 1, length, "facts"))
+        at += length
+    return Batch(torch.from_numpy(ids),
+                 torch.from_numpy(np.arange(num_tokens)[None, :] + offsets),
+                 spans)

@@ -12,6 +12,7 @@ import pathlib
 import random
 from typing import List, NamedTuple, Optional, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +22,13 @@ from training.tokenizer import Tokenizer
 from training.train import (
     BATCHES_PER_DRAW, Log, Progress, Schedule, State, apply_gradients,
     exact_share, mix_of_level)
+
+
+# One step in so many is one of random facts: what is copied must not depend on
+# the words being known ones.
+STEPS_PER_FACTS = 3
+FACT_TOKENS = 160
+LONGEST_FACT = 8
 
 
 class DecodeRows(NamedTuple):
@@ -109,9 +117,15 @@ def distil(
     """`state.model` is the pruned model; `full` does not change."""
     full.eval()
     progress = Progress(state, path, "distil", log)
+    config = state.model.config
     batches: List[data.Batch] = []
     while state.step < schedule.num_steps:
-        if not batches:
+        if state.step % STEPS_PER_FACTS == 0:
+            batches.append(data.fact_batch(
+                np.random.default_rng((seed, 4, state.step)),
+                config.vocab_size, level, FACT_TOKENS, LONGEST_FACT,
+                config.max_position_embeddings))
+        elif not batches:
             rng = random.Random(f"{seed} distil {state.step}")
             batches = data.scene_batches(
                 tokenizer, mix_of_level(level, level), rng, BATCHES_PER_DRAW)

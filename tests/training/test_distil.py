@@ -165,5 +165,26 @@ class CopyingTest(unittest.TestCase):
         self.assertGreaterEqual(ids.min(), 3)
 
 
+class FactBatchTest(unittest.TestCase):
+    def test_spans_are_the_values_told_again(self):
+        batch = data.fact_batch(
+            np.random.default_rng(3), 99, num_subjects=3, num_tokens=64,
+            longest_value=6, max_positions=256, tokens_per_batch=1024)
+        self.assertEqual((16, 64), tuple(batch.ids.shape))
+        self.assertGreater(len(batch.spans), 50)
+        for span in batch.spans:
+            row = batch.ids[span.row].tolist()
+            value = row[span.start:span.start + span.length]
+            told = [at for at in range(span.start - 1)
+                    if row[at:at + span.length] == value]
+            self.assertTrue(told, (row, value))
+        # decode_rows takes them: nothing but what follows is predicted.
+        rows = distil.decode_rows(batch)
+        wanted = rows.targets != data.IGNORED
+        source = rows.source_rows[:, None].expand_as(rows.ids)[wanted]
+        following = batch.ids[source, rows.teacher_at[wanted] + 1]
+        self.assertTrue(bool((following == rows.targets[wanted]).all()))
+
+
 if __name__ == "__main__":
     unittest.main()
