@@ -27,7 +27,8 @@ from training.train import (
 # One step in so many is one of random facts: what is copied must not depend on
 # the words being known ones.
 STEPS_PER_FACTS = 3
-FACT_TOKENS = 160
+FACT_TOKENS = 192
+FACT_SUBJECTS = 4
 LONGEST_FACT = 8
 
 
@@ -123,7 +124,7 @@ def distil(
         if state.step % STEPS_PER_FACTS == 0:
             batches.append(data.fact_batch(
                 np.random.default_rng((seed, 4, state.step)),
-                config.vocab_size, level, FACT_TOKENS, LONGEST_FACT,
+                config.vocab_size, FACT_SUBJECTS, FACT_TOKENS, LONGEST_FACT,
                 config.max_position_embeddings))
         elif not batches:
             rng = random.Random(f"{seed} distil {state.step}")
