@@ -149,7 +149,7 @@ TEST(RefusalTest, PostProcessorTemplates) {
   const Change changes[] = {
       {single, Json::array(), "leaves the text out"},
       {single, {text, text}, "once"},
-      {single, {other}, "once"},
+      {single, Json::array({other}), "once"},
       {single, {stranger, text}, "special_tokens has no \"<x>\""},
       {"/post_processor/processors/1/special_tokens/<|begin_of_text|>/ids/0",
        99999, "is not a token"},
