@@ -189,11 +189,15 @@ absl::StatusOr<Checkpoint> Checkpoint::OpenDirectory(
   const std::string index = absl::StrCat(directory, "/", kIndexFile);
   const bool has_single = FileExists(single);
   const bool has_index = FileExists(index);
-  if (has_single && has_index) {
+  if (has_index) {
+    ASSIGN_OR_RETURN(Checkpoint sharded, OpenSharded(directory, index));
+    // Some tools write an index of the single file, too.
+    const bool uses_single =
+        sharded.files_.size() == 1 && sharded.files_.front().path() == single;
+    if (!has_single || uses_single) return sharded;
     return Invalid(directory, absl::StrCat("has both ", kSingleFile, " and ",
                                            kIndexFile, ": one is stale"));
   }
-  if (has_index) return OpenSharded(directory, index);
   if (has_single) return OpenFile(single);
   return absl::NotFoundError(absl::StrCat(directory, ": has neither ",
                                           kSingleFile, " nor ", kIndexFile));

@@ -60,7 +60,8 @@ class Checkpoint {
   static absl::StatusOr<Checkpoint> OpenFile(const std::string& path);
   // model.safetensors of the directory, or the shards that
   // model.safetensors.index.json names. NOT_FOUND when there is neither;
-  // INVALID_ARGUMENT when there are both, or when index and shards disagree.
+  // INVALID_ARGUMENT when there are both and the index is not one of the single
+  // file, or when index and shards disagree.
   static absl::StatusOr<Checkpoint> OpenDirectory(const std::string& directory);
 
   const StoredTensors& tensors() const { return tensors_; }

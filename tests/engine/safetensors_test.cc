@@ -263,7 +263,26 @@ TEST_F(ShardedTest, WhatIsNoIndexIsRefused) {
 TEST_F(ShardedTest, TwoCheckpointsInOneDirectoryAreRefused) {
   WriteFile(directory_ / "model.safetensors",
             SafetensorsFile(checkpoint_.tensors));
-  EXPECT_TRUE(IsRefusal(Open(), {directory_.path(), "model.safetensors"}));
+  EXPECT_TRUE(IsRefusal(
+      Open(), {directory_.path(), "model.safetensors", "one is stale"}));
+}
+
+TEST_F(ShardedTest, AnIndexOfTheSingleFileIsFine) {
+  WriteFile(directory_ / "model.safetensors",
+            SafetensorsFile(checkpoint_.tensors));
+  Json json = ReadIndex();
+  for (auto& [name, shard] : json["weight_map"].items()) {
+    shard = "model.safetensors";
+  }
+  WriteFile(index(), json.dump());
+  const auto opened = Checkpoint::OpenDirectory(directory_.path());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->files().size(), 1u);
+  EXPECT_EQ(opened->tensors().size(), checkpoint_.tensors.size());
+  // But for a tensor of another shard, it is neither.
+  json["weight_map"]["lm_head.weight"] = "model-0.safetensors";
+  WriteFile(index(), json.dump());
+  EXPECT_FALSE(Open().ok());
 }
 
 TEST(CheckpointTest, AnEmptyDirectoryIsRefused) {
