@@ -1,6 +1,7 @@
 #include "engine/model_config.h"
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -234,15 +235,21 @@ class ConfigReader {
                      JsonBool(raw_, "use_sliding_window", origin_));
     const bool is_qwen = config_.architecture == Architecture::kQwen2 ||
                          config_.architecture == Architecture::kQwen3;
-    const bool is_stated = raw_.contains("sliding_window");
-    const bool is_null = FindJson(raw_, "sliding_window") == nullptr;
+    // A switch of Qwen's alone: Mistral's window is there or is null.
     if (is_qwen && !use.value_or(false)) return absl::OkStatus();
-    if (use && !*use) return absl::OkStatus();
+    const bool is_stated = raw_.contains("sliding_window");
     if (is_qwen && !is_stated) {
       return Error("use_sliding_window: sliding windows are not supported");
     }
-    if (!is_null) {
-      return Error("sliding_window: sliding windows are not supported");
+    ASSIGN_OR_RETURN(const auto window,
+                     JsonInt(raw_, "sliding_window", 1,
+                             std::numeric_limits<int64_t>::max(), origin_));
+    // One that is as wide as the context hides nothing.
+    if (window && *window < config_.max_positions) {
+      return Error(absl::StrCat("sliding_window ", *window,
+                                " is not supported: it is less than "
+                                "max_position_embeddings ",
+                                config_.max_positions));
     }
     if (config_.architecture == Architecture::kMistral && !is_stated &&
         config_.max_positions > kMistralDefaultWindow) {

@@ -146,8 +146,10 @@ TEST(ModelConfigTest, InactiveSlidingWindowsAreFine) {
   MustParse(qwen);
   qwen.erase("use_sliding_window");  // off by default
   MustParse(qwen);
-  // Mistral's default window is wider than this context.
+  // Mistral's default window is wider than this context, as one may say.
   Json mistral = TinyConfig("mistral");
+  mistral["sliding_window"] = 256;
+  MustParse(mistral);
   mistral.erase("sliding_window");
   MustParse(mistral);
 }
@@ -284,7 +286,15 @@ TEST(ModelConfigTest, RefusesRopeByName) {
 
 TEST(ModelConfigTest, RefusesActiveSlidingWindows) {
   ExpectRefusals({
-      {"mistral", Set("sliding_window", 4096), {"sliding_window"}},
+      {"mistral", Set("sliding_window", 255), {"sliding_window 255", "256"}},
+      {"mistral", Set("sliding_window", 0), {"sliding_window"}},
+      {"mistral", Set("sliding_window", "4096"), {"sliding_window"}},
+      {"mistral",
+       [](Json& config) {
+         config["use_sliding_window"] = false;  // means nothing there
+         config["sliding_window"] = 128;
+       },
+       {"sliding_window"}},
       {"mistral",
        [](Json& config) {
          config.erase("sliding_window");
@@ -298,7 +308,7 @@ TEST(ModelConfigTest, RefusesActiveSlidingWindows) {
        },
        {"sliding_window"}},
       {"qwen3", Set("use_sliding_window", true), {"use_sliding_window"}},
-      {"llama", Set("sliding_window", 1024), {"sliding_window"}},
+      {"llama", Set("sliding_window", 128), {"sliding_window"}},
       {"qwen3",
        Set("layer_types",
            {"full_attention", "sliding_attention", "full_attention"}),
