@@ -45,6 +45,10 @@ std::string DirectoryOf(const std::string& path) {
   return slash == std::string::npos ? "." : path.substr(0, slash + 1);
 }
 
+std::string IdText(std::optional<int32_t> id) {
+  return id ? absl::StrCat(*id) : "none";
+}
+
 // The part of a model's digest that its small files make up.
 absl::Status HashConfigs(const std::string& directory, Sha256& hash) {
   for (const char* name : {"config.json", "generation_config.json"}) {
@@ -163,6 +167,9 @@ class PairLoader {
     Sha256 hash;
     RETURN_IF_ERROR(HashConfigs(directory, hash));
     hash.UpdateField(HexString(side.tokenizer->digest()));
+    // Of tokenizer_config.json: EOS may come from there.
+    hash.UpdateField(IdText(side.tokenizer->bos_id()));
+    hash.UpdateField(IdText(side.tokenizer->eos_id()));
     if (side.checkpoint) {
       hash.UpdateField(HexString(
           DigestFiles(side.checkpoint->files(), LoadingThreads(device_),

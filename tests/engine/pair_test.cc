@@ -237,6 +237,11 @@ TEST_F(PairTest, TheDigestIsOfTheContent) {
       [&] { full_.generation["temperature"] = 0.5; },
       [&] { std::swap(full_, pruned_); },
       [&] {
+        for (Json* config :
+             {&full_.tokenizer_config, &pruned_.tokenizer_config})
+          (*config)["eos_token"] = config->at("bos_token");
+      },
+      [&] {
         full_.tokenizer["post_processor"] = nullptr;
         pruned_.tokenizer["post_processor"] = nullptr;
       },
