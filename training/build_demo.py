@@ -166,7 +166,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--warm_up_steps", type=int, default=400)
     parser.add_argument("--binding_steps", type=int, default=1500)
     parser.add_argument("--language_steps", type=int, default=4000)
-    parser.add_argument("--distil_steps", type=int, default=1800)
+    parser.add_argument("--distil_steps", type=int, default=1300)
     return parser.parse_args()
 
 
