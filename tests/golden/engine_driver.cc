@@ -91,6 +91,7 @@ absl::Status EngineDriver::Step(const DrivenRun& run, Side side,
   StepBatch batch;
   std::vector<Live*> rows;
   int32_t rows_left = limits_.max_rows;
+  if (run.max_step_rows > 0) rows_left = std::min(rows_left, run.max_step_rows);
   for (Live& sequence : live) {
     if (sequence.finished || sequence.side != side || rows_left == 0) continue;
     if (static_cast<int32_t>(rows.size()) == limits_.max_sequences) break;

@@ -38,8 +38,6 @@ struct DrivenRequest {
   // Teacher forcing: what follows the prompt whatever was sampled. Empty: the
   // sampled tokens.
   std::vector<int32_t> answer;
-  // Its own path in a run through the scheduler; empty: the run's.
-  std::string path = {};
 };
 
 struct DrivenRun {
@@ -49,6 +47,8 @@ struct DrivenRun {
   // 0: one request after the other, whole prompts. Else each step takes some
   // of the requests, prompts in chunks of random length.
   uint64_t schedule_seed = 0;
+  // Rows of one step at most; 0: as many as the runner takes.
+  int32_t max_step_rows = 0;
   // Samples at the end of every prompt chunk, for its logits' sake.
   bool sample_chunks = false;
 };

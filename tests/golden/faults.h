@@ -33,8 +33,8 @@ absl::StatusOr<Fault> ParseFault(absl::string_view name);
 // Requests are told apart by their sampling seed, which greedy decoding does
 // not use. A decode step of token index 1 is the first one after the handoff.
 
-// Wraps the decode pool's runner; `store` is the one that it reads. A request
-// is hurt at its first decode step (kPositionsOffByOne: at each).
+// Wraps the runner of the pool that answers; `store` is the one that it reads.
+// A request is hurt at its first decode step (kPositionsOffByOne: at each).
 class FaultyDecode : public StepRunner {
  public:
   FaultyDecode(Fault fault, StepRunner* inner, const KvStore* store)

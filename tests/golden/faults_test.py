@@ -6,10 +6,8 @@ over unchanged, by its digest: a test that cannot fail shows nothing.
 
 import golden_case
 import reference
-from golden_case import LOGIT_TOLERANCE, PairCase, random_llama
-
-FAULTS = ["kv_zeroed", "kv_swapped", "positions_off_by_one",
-          "last_block_dropped", "first_token_by_decode", "neighbours_block"]
+from golden_case import (FAULTS, LOGIT_TOLERANCE, MAX_STEP_ROWS, PairCase,
+                         random_llama)
 
 
 class FaultsTest(PairCase):
@@ -18,6 +16,7 @@ class FaultsTest(PairCase):
         prompts = self.prompts(3)
         requests = golden_case.requests_of(prompts, self.answers(prompts, 24))
         runs = [{"path": "two_stage", "max_tokens": 24, "fault": fault,
+                 "max_step_rows": MAX_STEP_ROWS,
                  "schedule_seed": self.schedule(), "requests": requests}
                 for fault in ("none",) + tuple(faults)]
         for precision in LOGIT_TOLERANCE:

@@ -22,6 +22,13 @@ LOGIT_TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}
 # Of all tokens, how many may differ where the reference's best two tie.
 MAX_TIE_RATE = 0.02
 BLOCK_TOKENS = 8
+# Of runs whose tokens are compared. On AVX-512 BF16 larger steps round the
+# input of products to bf16, and a token's distance to a tie with it.
+MAX_STEP_ROWS = 64
+
+# What can be planted in a run; see faults.h.
+FAULTS = ["kv_zeroed", "kv_swapped", "positions_off_by_one",
+          "last_block_dropped", "first_token_by_decode", "neighbours_block"]
 
 SEED = int(os.environ.get("OVERFILL_GOLDEN_SEED") or secrets.randbits(31))
 
@@ -59,14 +66,15 @@ class GoldenCase(unittest.TestCase):
             self.rng.getrandbits(32))
 
     def prompts(self, count, low=20, high=64):
-        """Lengths that leave the last block partial.
-
-        Steps of up to 64 rows: on AVX-512 BF16 larger ones round the input of
-        products to bf16, and a token's distance to a tie with it.
-        """
+        """Lengths that leave the last block partial."""
         lengths = [n for n in range(low, high) if n % BLOCK_TOKENS != 0]
         return [checkpoints.random_prompt(self.rng, self.rng.choice(lengths))
                 for _ in range(count)]
+
+    def whole_block_prompt(self):
+        """One that ends where a block does."""
+        num_blocks = self.rng.randint(2, MAX_STEP_ROWS // BLOCK_TOKENS)
+        return checkpoints.random_prompt(self.rng, num_blocks * BLOCK_TOKENS)
 
     def answers(self, prompts, num_tokens):
         """To force: models of random weights soon repeat themselves."""

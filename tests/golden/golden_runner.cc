@@ -33,6 +33,7 @@ DrivenRun ReadRun(const Json& json) {
   run.path = json.value("path", run.path);
   run.max_tokens = json.at("max_tokens").get<int32_t>();
   run.schedule_seed = json.value("schedule_seed", uint64_t{0});
+  run.max_step_rows = json.value("max_step_rows", 0);
   run.sample_chunks = json.value("sample_chunks", false);
   for (const Json& request : json.at("requests")) {
     run.requests.push_back(
@@ -59,6 +60,7 @@ struct Wrapped {
         before_decode(KvProbe::When::kBeforeDecode, pair.decode(),
                       &pair.decode_store(), pair.decode_layers(), &decoded),
         faulty_decode(fault, &before_decode, &pair.decode_store()),
+        faulty_full(fault, pair.prefill(), &pair.prefill_store()),
         fault(fault) {}
 
   StepRunner* prefill() {
@@ -66,6 +68,11 @@ struct Wrapped {
     return &after_prefill;
   }
   StepRunner* decode() { return &faulty_decode; }
+  // The prefill pool of a run that stays in it.
+  StepRunner* full() {
+    if (fault == Fault::kFirstTokenByDecode) return &first_token;
+    return &faulty_full;
+  }
 
   KvDigests prefilled;
   KvDigests decoded;
@@ -73,6 +80,7 @@ struct Wrapped {
   FirstTokenByDecode first_token;
   KvProbe before_decode;
   FaultyDecode faulty_decode;
+  FaultyDecode faulty_full;
   Fault fault;
 };
 
@@ -129,11 +137,17 @@ absl::Status RunJob(const Json& job) {
                      ParseFault(json.value("fault", std::string("none"))));
     RETURN_IF_ERROR(pair->PoisonStores());
     Wrapped wrapped(*pair, fault);
-    // Probes and faults belong to the handoff.
-    const bool wrap = run.path == "two_stage" && !run.sample_chunks;
-    EngineDriver driver(pair->Pools(wrap ? wrapped.prefill() : pair->prefill(),
-                                    wrap ? wrapped.decode() : pair->decode()),
-                        pair->limits());
+    StepRunner* prefill = pair->prefill();
+    StepRunner* decode = pair->decode();
+    if (run.path == "two_stage" && !run.sample_chunks) {
+      prefill = wrapped.prefill();
+      decode = wrapped.decode();
+    } else if (run.path == "full" && fault != Fault::kNone) {
+      prefill = wrapped.full();
+    } else if (fault != Fault::kNone) {
+      return absl::InvalidArgumentError("no fault can be planted in this run");
+    }
+    EngineDriver driver(pair->Pools(prefill, decode), pair->limits());
     ASSIGN_OR_RETURN(const auto answers, driver.Run(run));
     output.Add(answers, wrapped);
   }

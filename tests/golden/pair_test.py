@@ -3,8 +3,8 @@
 import checkpoints
 import golden_case
 import reference
-from golden_case import (LOGIT_TOLERANCE, MAX_TIE_RATE, PairCase, random_llama,
-                         relative_error)
+from golden_case import (FAULTS, LOGIT_TOLERANCE, MAX_STEP_ROWS, MAX_TIE_RATE,
+                         PairCase, random_llama, relative_error)
 
 PATHS = ["two_stage", "full", "pruned"]
 
@@ -25,12 +25,13 @@ class PairTest(PairCase):
             assert rate <= MAX_TIE_RATE, f"{precision}: {rate:.4f} are ties"
 
     def check_pair(self, copies=(False,), num_tokens=24, num_prompts=4):
-        prompts = self.prompts(num_prompts)
+        prompts = self.prompts(num_prompts - 1) + [self.whole_block_prompt()]
         free = golden_case.requests_of(prompts)
         forced = golden_case.requests_of(prompts,
                                          self.answers(prompts, num_tokens))
         runs = [{"path": path, "max_tokens": num_tokens,
-                 "schedule_seed": schedule, "requests": requests}
+                 "max_step_rows": MAX_STEP_ROWS, "schedule_seed": schedule,
+                 "requests": requests}
                 for path, schedule, requests in [
                     ("two_stage", 0, free),
                     ("two_stage", self.schedule(), forced),
@@ -111,37 +112,54 @@ class EquivalenceTest(PairCase):
         self.make_pair(random_llama(self.rng))
         self.inputs = self.prompts(3)
 
-    def run_path(self, path, schedule, **members):
-        return self.run_pair("f32", [self.run_of(path, schedule)],
-                             **members)[0].answers
-
-    def run_of(self, path, schedule):
+    def run_of(self, path, schedule, fault="none"):
         return {"path": path, "max_tokens": 16, "schedule_seed": schedule,
+                "fault": fault,
                 "requests": golden_case.requests_of(self.inputs)}
 
+    def answers_of(self, runs, **members):
+        return [run.answers for run in self.run_pair("f32", runs, **members)]
+
     def assert_same(self, got, want):
+        self.assertEqual(len(got), len(want))
         for g, w in zip(got, want):
             self.assertEqual(g.tokens, w.tokens)
             self.assertLessEqual(relative_error(g.logits, w.logits), 1e-6)
+
+    def assert_not_same(self, got, want):
+        with self.assertRaises(AssertionError):
+            self.assert_same(got, want)
 
     def test_full_path_is_the_plain_model(self):
         schedule = self.schedule()
         plain = self.run_job("f32", [self.run_of("full", schedule)],
                              self.full.config.vocab_size,
                              full=self.full_path)[0].answers
-        self.assert_same(self.run_path("full", schedule), plain)
-        with self.assertRaises(AssertionError):
-            self.assert_same(self.run_path("two_stage", schedule), plain)
+        same, two_stage, *faulty = self.answers_of(
+            [self.run_of("full", schedule), self.run_of("two_stage", schedule)]
+            + [self.run_of("full", schedule, fault) for fault in FAULTS])
+        self.assert_same(same, plain)
+        self.assert_not_same(two_stage, plain)
+        for fault, answers in zip(FAULTS, faulty):
+            with self.subTest(fault=fault):
+                self.assert_not_same(answers, plain)
 
     def test_two_stage_of_one_model_is_its_full_path(self):
         # One at a time: two pools mix their batches otherwise than one does.
-        want = self.run_path("full", 0)
+        want, other = self.answers_of(
+            [self.run_of("full", 0), self.run_of("two_stage", 0)])
+        self.assert_not_same(other, want)
+        # Whichever pool samples token 0 here, it is the full model.
+        faults = [f for f in FAULTS if f != "first_token_by_decode"]
         for copy in [False, True]:
-            self.assert_same(
-                self.run_path("two_stage", 0, copy=copy,
-                             decode=self.full_path), want)
-        with self.assertRaises(AssertionError):
-            self.assert_same(self.run_path("two_stage", 0), want)
+            same, *faulty = self.answers_of(
+                [self.run_of("two_stage", 0, fault)
+                 for fault in ["none"] + faults],
+                copy=copy, decode=self.full_path)
+            self.assert_same(same, want)
+            for fault, answers in zip(faults, faulty):
+                with self.subTest(fault=fault, copy=copy):
+                    self.assert_not_same(answers, want)
 
 
 if __name__ == "__main__":
