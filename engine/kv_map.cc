@@ -32,8 +32,9 @@ absl::StatusOr<KvMapKind> ParseKind(const Json& raw, absl::string_view origin) {
   for (const KvMapKind kind : kKinds) {
     if (*name == KvMapKindName(kind)) return kind;
   }
-  return Invalid(origin, absl::StrCat("kind \"", *name, "\" is unknown ",
-                                      "(identity, layers, projection)"));
+  return Invalid(origin,
+                 absl::StrCat("kind ", QuoteTensorName(*name), " is unknown ",
+                              "(identity, layers, projection)"));
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseLayers(const Json& raw,

@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/status_macros.h"
 #include "engine/rope_config.h"
+#include "engine/safetensors.h"
 #include "engine/token_ids.h"
 
 namespace overfill {
@@ -111,13 +112,14 @@ class ConfigReader {
     for (const ArchitectureEntry& entry : kArchitectures) {
       if (name != entry.name) continue;
       if (type && *type != entry.model_type) {
-        return Error(absl::StrCat("model_type \"", *type, "\" does not fit ",
-                                  "the architecture ", name));
+        return Error(absl::StrCat("model_type ", QuoteTensorName(*type),
+                                  " does not fit ", "the architecture ", name));
       }
       config_.architecture = entry.architecture;
       return absl::OkStatus();
     }
-    return Error(absl::StrCat("architecture \"", name, "\" is not supported ",
+    return Error(absl::StrCat("architecture ", QuoteTensorName(name),
+                              " is not supported ",
                               "(LlamaForCausalLM, Qwen2ForCausalLM, "
                               "Qwen3ForCausalLM, MistralForCausalLM)"));
   }
@@ -131,8 +133,8 @@ class ConfigReader {
     for (const char* key : {"hidden_act", "hidden_activation"}) {
       ASSIGN_OR_RETURN(const auto act, JsonString(raw_, key, origin_));
       if (!act || *act == "silu") continue;
-      return Error(
-          absl::StrCat(key, " \"", *act, "\" is not supported, only silu is"));
+      return Error(absl::StrCat(key, " ", QuoteTensorName(*act),
+                                " is not supported, only silu is"));
     }
     return absl::OkStatus();
   }
@@ -269,10 +271,11 @@ class ConfigReader {
     }
     for (const Json& type : *types) {
       if (type == "full_attention") continue;
-      return Error(absl::StrCat(
-          "layer_types: ",
-          type.is_string() ? type.get<std::string>() : "what is no name",
-          " is not supported, only full_attention is"));
+      return Error(absl::StrCat("layer_types: ",
+                                type.is_string()
+                                    ? QuoteTensorName(type.get<std::string>())
+                                    : "what is no name",
+                                " is not supported, only full_attention is"));
     }
     return absl::OkStatus();
   }
@@ -282,8 +285,9 @@ class ConfigReader {
     ASSIGN_OR_RETURN(const auto older,
                      JsonString(raw_, "torch_dtype", origin_));
     if (newer && older && *newer != *older) {
-      return Error(absl::StrCat("dtype \"", *newer, "\" and torch_dtype \"",
-                                *older, "\" differ"));
+      return Error(absl::StrCat("dtype ", QuoteTensorName(*newer),
+                                " and torch_dtype ", QuoteTensorName(*older),
+                                " differ"));
     }
     const std::string name = newer ? *newer : older.value_or("float32");
     if (name == "float32") {
@@ -293,8 +297,9 @@ class ConfigReader {
     } else if (name == "float16") {
       config_.dtype = DType::kF16;
     } else {
-      return Error(absl::StrCat(newer ? "dtype" : "torch_dtype", " \"", name,
-                                "\" is not supported (float32, float16, "
+      return Error(absl::StrCat(newer ? "dtype" : "torch_dtype", " ",
+                                QuoteTensorName(name),
+                                " is not supported (float32, float16, "
                                 "bfloat16)"));
     }
     return absl::OkStatus();

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "engine/safetensors.h"
 
 namespace overfill {
 namespace {
@@ -131,8 +132,8 @@ absl::StatusOr<RopeSection> ParseSection(const Json& config, const char* key,
     return result;
   }
   if (type != "default") {
-    return Invalid(origin, absl::StrCat("rope_type \"", type,
-                                        "\" is not supported (default, "
+    return Invalid(origin, absl::StrCat("rope_type ", QuoteTensorName(type),
+                                        " is not supported (default, "
                                         "llama3)"));
   }
   RETURN_IF_ERROR(CheckPlain(*section, origin));

@@ -35,7 +35,8 @@ struct StoredTensor {
   std::optional<DType> weight_dtype() const;
 };
 std::string ShapeString(const std::vector<int64_t>& shape);  // "[2, 3]"
-// The name as a message shows it: in quotes, escaped, and not too long.
+// A name from a file as a message shows it: in quotes, escaped, and not too
+// long.
 std::string QuoteTensorName(absl::string_view name);
 
 using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;

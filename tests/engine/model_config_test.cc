@@ -355,6 +355,21 @@ TEST(ModelConfigTest, RefusesSizesThatDoNotFit) {
   });
 }
 
+TEST(ModelConfigTest, MessagesAreOneShortLineWhateverTheFileSays) {
+  const std::string hostile = "a\nb\x1b[0m" + std::string(100000, 'c');
+  for (const Edit& edit : std::vector<Edit>{
+           Set("architectures", {hostile}), Set("model_type", hostile),
+           Set("hidden_act", hostile), Set("torch_dtype", hostile),
+           Set("dtype", hostile), Set("layer_types", {hostile, "", ""}),
+           Set("rope_scaling", {{"type", hostile}})}) {
+    Json config = TinyConfig("llama");
+    edit(config);
+    const absl::Status status = Parse(config).status();
+    EXPECT_TRUE(IsRefusal(status, {"some/config.json: ", "a\\nb\\x1b[0mccc"}));
+    EXPECT_LT(status.message().size(), 600u);
+  }
+}
+
 TEST(ModelConfigTest, RefusesWhatIsNoConfig) {
   for (const char* text : {"", "{", "[]", "null", "{} {}", "\xff"}) {
     EXPECT_TRUE(IsRefusal(ParseModelConfig(text, "some/config.json").status(),

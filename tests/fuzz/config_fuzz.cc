@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "base/check.h"
 #include "engine/kv_store.h"
@@ -43,14 +45,28 @@ void CheckGeneration(const GenerationConfig& config) {
   OVERFILL_CHECK(config.top_k.value_or(0) >= 0);
 }
 
+// One line of a readable length, whatever the file holds.
+void CheckRefusal(const absl::Status& status) {
+  OVERFILL_CHECK(!absl::StrContains(status.message(), '\n'));
+  OVERFILL_CHECK_LE(status.message().size(), size_t{2000});
+}
+
 }  // namespace
 }  // namespace overfill
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::string_view text(reinterpret_cast<const char*>(data), size);
   const auto config = overfill::ParseModelConfig(text, "fuzz");
-  if (config.ok()) overfill::CheckConfig(*config);
+  if (config.ok()) {
+    overfill::CheckConfig(*config);
+  } else {
+    overfill::CheckRefusal(config.status());
+  }
   const auto generation = overfill::ParseGenerationConfig(text, "fuzz");
-  if (generation.ok()) overfill::CheckGeneration(*generation);
+  if (generation.ok()) {
+    overfill::CheckGeneration(*generation);
+  } else {
+    overfill::CheckRefusal(generation.status());
+  }
   return 0;
 }
