@@ -3,12 +3,27 @@
 #include <cstdio>
 #include <string>
 
-#include "absl/strings/escaping.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace overfill {
+
+std::string EscapeControls(absl::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  for (const char c : text) {
+    if (c == '\n') {
+      result += "\\n";
+    } else if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) {
+      absl::StrAppend(&result, "\\x", absl::Hex(c, absl::kZeroPad2));
+    } else {
+      result += c;
+    }
+  }
+  return result;
+}
 
 void Log(LogLevel level, absl::string_view message) {
   static constexpr const char* kNames[] = {"INFO", "WARNING", "ERROR"};
@@ -17,7 +32,7 @@ void Log(LogLevel level, absl::string_view message) {
   // One fwrite: lines of several threads do not mix.
   const std::string line =
       absl::StrCat(time, " ", kNames[static_cast<int>(level)], " ",
-                   absl::Utf8SafeCHexEscape(message), "\n");
+                   EscapeControls(message), "\n");
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 

@@ -2,9 +2,15 @@
 #ifndef OVERFILL_BASE_LOG_H_
 #define OVERFILL_BASE_LOG_H_
 
+#include <string>
+
 #include "absl/strings/string_view.h"
 
 namespace overfill {
+
+// `text` without ASCII control characters: "\\n", "\\x1b", ... in their place.
+// All else stays readable, quotes and backslashes too.
+std::string EscapeControls(absl::string_view text);
 
 enum class LogLevel { kInfo, kWarning, kError };
 
