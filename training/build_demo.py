@@ -137,7 +137,6 @@ def write_training(
     names = ("copying", "binding", "language", "distillation")
     checkpoint.write_json(out / "training.json", {
         "seed": seed,
-        "machine": f"{torch.get_num_threads()} threads",
         **{name: {"parameters": count_parameters(model),
                   "hidden_size": model.config.hidden_size,
                   "intermediate_size": model.config.intermediate_size,

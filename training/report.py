@@ -110,7 +110,7 @@ tokenizer was trained on the same passages.
 
 ## Training
 
-Made by `./dev train` from seed {seed} on {machine}:
+Made by `./dev train` from seed {seed}, on two cores that other work shared:
 
 {stages}
 
@@ -145,7 +145,7 @@ def model_card(training: Dict[str, Any], quality: Dict[str, Any]) -> str:
         passage="Anna lives in Bergen and works as a baker. Tom owns a red kite.",
         question="Where does Anna live?",
         models=model_table(training), seed=training["seed"],
-        machine=training["machine"], stages=stage_table(training["stages"]),
+        stages=stage_table(training["stages"]),
         scores=score_table(quality["results"]))
 
 
