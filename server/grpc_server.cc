@@ -37,6 +37,11 @@ absl::Status CannotListen(const HostPort& address, absl::string_view why) {
 
 void SetOptions(int64_t max_request_bytes, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(static_cast<int>(max_request_bytes));
+  // gRPC unpacks a message before it looks at its size: some thousand bytes
+  // from a client could take gigabytes here.
+  for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   // Two servers that share a port by mistake would each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(

@@ -1,6 +1,7 @@
 """The public API, call by call, against the real server."""
 
 import math
+import re
 
 import grpc
 
@@ -280,6 +281,20 @@ class BadInputTest(harness.ServerCase):
     def test_message_over_the_limit(self):
         error = self.generate(text="x" * 5_000_000).error
         self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self.assert_serves()
+
+    def test_message_that_unpacks_to_more(self):
+        """Refused while it is small: gRPC would unpack it first."""
+        def peak():
+            with open(f"/proc/{self.server.process.pid}/status") as file:
+                return int(re.search(r"VmHWM:\s*(\d+) kB", file.read())[1])
+        before = peak()
+        request = self.request(text="x" * 200_000_000)
+        error = Answer(self.stub.Generate(
+            request, timeout=harness.CALL_SECONDS,
+            compression=grpc.Compression.Gzip)).error
+        self.assertEqual(error.code(), grpc.StatusCode.UNIMPLEMENTED)
+        self.assertLess(peak() - before, 100_000)
         self.assert_serves()
 
     def test_tokenize_and_detokenize_check_too(self):
