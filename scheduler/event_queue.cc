@@ -61,6 +61,10 @@ void EventQueue::Finish(Terminal terminal) {
     MutexLock lock(&mu_);
     OVERFILL_CHECK(!finished_) << "a second terminal event";
     finished_ = true;
+    if (overflowed_ && terminal.status.ok()) {
+      terminal.status =
+          absl::ResourceExhaustedError("the client reads too slowly");
+    }
     was_empty = !pending_.has_value();
     terminal_ = std::move(terminal);
   }

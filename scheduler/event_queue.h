@@ -28,7 +28,9 @@ class EventQueue {
   // False when the bound is passed: the delta is dropped, and the queue takes
   // nothing but the terminal event. What it holds already stays.
   bool Push(Delta delta);
-  // CHECKs that it is the first.
+  // CHECKs that it is the first. Where a delta was dropped, an answer that is
+  // complete for the engine is not so for the client: OK becomes
+  // RESOURCE_EXHAUSTED.
   void Finish(Terminal terminal);
 
   // The next event, or nullopt when there is none now.

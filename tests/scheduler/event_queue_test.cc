@@ -51,6 +51,20 @@ TEST(EventQueue, PastTheBoundOnlyTheEndFits) {
   EXPECT_EQ(PopText(queue), "<end>");
 }
 
+// The last delta and the end come together: the end must not say that the
+// answer is complete when its last piece is not there.
+TEST(EventQueue, AnAnswerThatLostAPieceIsNotComplete) {
+  EventQueue queue(20, nullptr);
+  EXPECT_TRUE(queue.Push(Text("0123456789")));
+  EXPECT_FALSE(queue.Push(Text("the last piece")));
+  queue.Finish({});
+  EXPECT_EQ(PopText(queue), "0123456789");
+  const auto end = queue.Pop();
+  ASSERT_TRUE(end.has_value());
+  EXPECT_EQ(std::get<Terminal>(*end).status.code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
 TEST(EventQueue, TakingMakesRoomAgain) {
   EventQueue queue(20, nullptr);
   for (int i = 0; i < 10; ++i) {
