@@ -1,5 +1,6 @@
 #include "server/inference_service.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -123,12 +124,15 @@ void InferenceService::EndStreams(const absl::Status& status) {
 }
 
 bool InferenceService::WaitNoStreams(std::chrono::nanoseconds timeout) {
-  const SteadyTime end = std::chrono::steady_clock::now() + timeout;
+  // A timeout may be as long as the clock is, so that nothing is added to it.
+  constexpr std::chrono::nanoseconds kLongestWait = std::chrono::seconds(1);
+  const SteadyTime begin = std::chrono::steady_clock::now();
   MutexLock lock(&mu_);
   while (!streams_.empty()) {
-    const auto left = end - std::chrono::steady_clock::now();
+    const auto left = timeout - (std::chrono::steady_clock::now() - begin);
     if (left <= std::chrono::nanoseconds(0)) return false;
-    stream_ended_.WaitFor(&mu_, left);
+    stream_ended_.WaitFor(
+        &mu_, std::min<std::chrono::nanoseconds>(left, kLongestWait));
   }
   return true;
 }

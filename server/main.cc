@@ -33,7 +33,7 @@ namespace {
 constexpr int kExitBadSetup = 2;
 // Also a model that is far too large for the machine warms up in that time.
 constexpr absl::Duration kWarmUpTimeout = absl::Minutes(10);
-// For the last bytes of streams whose requests have ended.
+// For the last bytes of streams that the drain has ended.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 
 // All that serves, in the order of construction; destroyed in reverse.
@@ -191,18 +191,23 @@ absl::Status Start(const ServerConfig& config, Serving& serving) {
   return OpenPorts(config, info, serving);
 }
 
-// Streams may go on for the timeout; then they end with UNAVAILABLE.
+// Streams may go on for the timeout, those that are only being read, too; then
+// they end with UNAVAILABLE.
 void Drain(absl::Duration timeout, Serving& serving) {
   LogInfo("draining");
-  serving.grpc_server->SetNotServing();
+  // In this order, whoever sees NOT_SERVING is refused.
   serving.scheduler->StopAdmission();
-  if (!serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(timeout))) {
+  serving.grpc_server->SetNotServing();
+  if (!serving.service->WaitNoStreams(absl::ToChronoNanoseconds(timeout))) {
     LogWarning("the drain timeout passed; ending the open streams");
     serving.service->EndStreams(
         absl::UnavailableError("the server is shutting down"));
+    serving.service->WaitNoStreams(absl::ToChronoNanoseconds(kFlushTimeout));
   }
-  serving.service->WaitNoStreams(absl::ToChronoNanoseconds(kFlushTimeout));
   serving.grpc_server->Shutdown(absl::ZeroDuration());
+  // The scheduler may still be at the delivery of an event that its stream has
+  // read already; the service is needed until then.
+  serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(kFlushTimeout));
   LogInfo("stopped");
 }
 

@@ -114,6 +114,7 @@ class Server:
             stderr=subprocess.PIPE, text=True,
             env=dict(os.environ, **(env or {})))
         self.lines = []
+        self._channels = []
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -128,6 +129,15 @@ class Server:
         self.channel = grpc.insecure_channel(
             self.target, [("grpc.use_local_subchannel_pool", 1)])
         self.stub = pb2_grpc.InferenceStub(self.channel)
+
+    def narrow_stub(self):
+        """A connection that takes no more than what is being read."""
+        channel = grpc.insecure_channel(
+            self.target, [("grpc.use_local_subchannel_pool", 1),
+                          ("grpc.http2.bdp_probe", 0),
+                          ("grpc.http2.lookahead_bytes", 65536)])
+        self._channels.append(channel)
+        return pb2_grpc.InferenceStub(channel)
 
     def _read(self):
         for line in self.process.stderr:
@@ -161,7 +171,8 @@ class Server:
 
     def stop(self, sig=signal.SIGTERM):
         """The exit code."""
-        self.channel.close()
+        for channel in [self.channel, *self._channels]:
+            channel.close()
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import unittest
 
 import grpc
@@ -95,8 +96,8 @@ class BadSetupTest(unittest.TestCase):
         def no_tokenizer(directory):
             os.remove(os.path.join(directory, "tokenizer.json"))
 
-        self.check("model.safetensors", *self.broken("full", truncate),
-                   models=False)
+        self.check("full/model.safetensors: tensor ",
+                   *self.broken("full", truncate), models=False)
         self.check("config.json", *self.broken("decode", no_json),
                    models=False)
         self.check("tokenizer.json", *self.broken("full", no_tokenizer),
@@ -106,8 +107,9 @@ class BadSetupTest(unittest.TestCase):
         for member, value in [("rope_theta", 20000.0),
                               ("num_key_value_heads", 4),
                               ("head_dim", 32)]:
-            self.check("full", *self.broken("decode", lambda d: harness.
-                       set_config(d, **{member: value})), models=False)
+            self.check(f"are no pair: {member} is", *self.broken(
+                "decode", lambda d: harness.set_config(d, **{member: value})),
+                       models=False)
 
     def test_bad_defaults_of_the_model(self):
         def edit(directory):
@@ -176,7 +178,8 @@ class StartTest(unittest.TestCase):
 class DrainTest(unittest.TestCase):
 
     def test_streams_finish_and_no_new_ones_begin(self):
-        server = Server(make_pair())
+        # However slow a sanitizer makes it.
+        server = Server(make_pair() + ["--drain_timeout=10m"])
         watch = health_grpc.HealthStub(server.channel).Watch(
             health_pb2.HealthCheckRequest())
         self.assertEqual(next(watch).status,
@@ -193,6 +196,23 @@ class DrainTest(unittest.TestCase):
         answer = Answer(call)
         self.assertEqual(answer.completion.usage.completion_tokens, 8000)
         self.assertEqual(server.process.wait(harness.STOP_SECONDS), 0)
+        server.stop()
+
+    def test_streams_that_are_only_being_read_finish(self):
+        server = Server(make_pair())
+        request = long_request(3000)
+        request.output.logprobs = 20  # more than a connection takes unread
+        call = server.narrow_stub().Generate(request)
+        first = next(call)
+        self.assertTrue(wait_until(lambda: server.live() == 0))
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(4)
+        self.assertIsNone(server.process.poll())
+        answer = Answer(call)
+        self.assertEqual(answer.completion.usage.completion_tokens, 3000)
+        self.assertEqual(len(first.delta.token_ids) + len(answer.ids), 3000)
+        # Nothing to wait for any more.
+        self.assertEqual(server.process.wait(10), 0)
         server.stop()
 
     def test_timeout_ends_streams(self):
