@@ -57,13 +57,6 @@ class StreamsTest(harness.ServerCase):
         call.cancel()
         self.assert_ends("cancelled", before)
 
-    def test_cancel_in_the_queue(self):
-        blockers = [self.start() for _ in range(3)]
-        call = self.stub.Generate(self.request(max_tokens=LONG))
-        call.cancel()
-        for blocker in blockers:
-            blocker.cancel()
-
     def test_deadline(self):
         before = self.count("deadline_exceeded")
         begin = time.monotonic()
@@ -90,11 +83,22 @@ class StreamsTest(harness.ServerCase):
 
     def test_slow_reader_hinders_nobody(self):
         """A client that stops reading is ended; others go on meanwhile."""
-        slow = self.stub.Generate(self.request(max_tokens=LONG))
+        before = self.count("resource_exhausted")
+        request = self.request(max_tokens=LONG)
+        request.output.logprobs = 20
+        slow = self.server.narrow_stub().Generate(request)
         next(slow)
         for _ in range(5):
             self.assert_serves()
-        slow.cancel()
+        # It still has not read when its blocks are home.
+        self.assert_blocks_are_home(harness.CALL_SECONDS)
+        self.assertEqual(self.count("resource_exhausted"), before + 1)
+        answer = Answer(slow)
+        self.assertEqual(answer.error.code(),
+                         grpc.StatusCode.RESOURCE_EXHAUSTED)
+        usage = harness.details(answer.error, pb2.Completion).usage
+        self.assertLess(usage.completion_tokens, LONG)
+        self.assertLess(len(answer.ids), usage.completion_tokens)
 
     def test_connections_that_speak_no_grpc(self):
         host, port = self.server.target.rsplit(":", 1)
@@ -142,6 +146,48 @@ class StreamsTest(harness.ServerCase):
                 self.assertEqual(answer.completion.usage.completion_tokens,
                                  num_tokens)
         self.assert_serves()
+
+
+class QueueTest(harness.ServerCase):
+    """One place: who comes second waits."""
+
+    flags = ["--max_decode_batch=1"]
+
+    def setUp(self):
+        self.first = self.stub.Generate(self.request(max_tokens=LONG))
+        next(self.first)
+        self.before = self.server.metrics()
+
+    def tearDown(self):
+        self.assertEqual(self.delta("overfill_step_rows_sum", "prompt"), 0)
+        self.assertEqual(
+            self.server.metrics()['overfill_requests{state="decoding"}'], 1)
+        self.first.cancel()
+        super().tearDown()
+
+    def delta(self, name, label):
+        return sum(value - self.before.get(series, 0)
+                   for series, value in self.server.metrics().items()
+                   if series.startswith(name + "{") and f'"{label}"' in series)
+
+    def queued(self):
+        return self.server.metrics()['overfill_requests{state="queued"}']
+
+    def test_cancel_in_the_queue(self):
+        second = self.stub.Generate(self.request())
+        self.assertTrue(wait_until(lambda: self.queued() == 1))
+        second.cancel()
+        self.assertTrue(wait_until(lambda: self.queued() == 0))
+        self.assertEqual(self.delta("overfill_requests_total", "cancelled"), 1)
+
+    def test_deadline_in_the_queue(self):
+        answer = self.generate(timeout=0.3)
+        self.assertEqual(answer.error.code(),
+                         grpc.StatusCode.DEADLINE_EXCEEDED)
+        self.assertEqual(answer.ids, [])
+        self.assertTrue(wait_until(lambda: self.queued() == 0))
+        self.assertEqual(
+            self.delta("overfill_requests_total", "deadline_exceeded"), 1)
 
 
 class SmallStoreTest(harness.ServerCase):
