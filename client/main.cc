@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 #include "client/options.h"
 #include "client/printer.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
@@ -120,6 +121,7 @@ int Generate(const ClientOptions& options, const v1::GenerateRequest& request) {
 int Main(const std::vector<std::string>& args) {
   // An error is one line, ours.
   gpr_set_log_function([](gpr_log_func_args*) {});
+  google::protobuf::SetLogHandler(nullptr);
   const auto options = ParseClientOptions(args);
   if (!options.ok()) {
     return Fail(kExitBadFlags, std::string(options.status().message()));

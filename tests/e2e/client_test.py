@@ -99,6 +99,13 @@ class ClientTest(harness.ServerCase):
         self.assertIn("INVALID_ARGUMENT", err[0])
         self.assertIn("sampling.top_p: ", err[0])
         self.assertIn("limits.max_tokens: ", err[0])
+        done = subprocess.run(
+            [harness.client_binary, f"--target={self.server.target}", "-"],
+            input=b"ab\xff", capture_output=True, timeout=harness.CALL_SECONDS)
+        self.assertEqual(
+            (done.returncode, done.stdout, done.stderr),
+            (1, b"", b"overfill-client: INVALID_ARGUMENT: text: must be valid "
+             b"UTF-8\n"))
         code, out, err = self.run_client("Hello", target="127.0.0.1:1")
         self.assertEqual((code, out, len(err)), (1, "", 1))
         self.assertIn("UNAVAILABLE", err[0])
