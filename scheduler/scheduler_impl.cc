@@ -263,7 +263,11 @@ void SchedulerImpl::Deliver(const SequencePtr& sequence) {
     }
   }
   sequence->is_delivering = false;
-  if (live_.empty() && num_undelivered_ends_ == 0) idle_.NotifyAll();
+  if (!live_.empty() || num_undelivered_ends_ > 0) return;
+#ifndef NDEBUG
+  OVERFILL_CHECK_OK(CheckIntegrityLocked());
+#endif
+  idle_.NotifyAll();
 }
 
 bool SchedulerImpl::HasWork(PoolId pool) const {
@@ -300,6 +304,10 @@ SchedulerStats SchedulerImpl::Stats() const {
 
 absl::Status SchedulerImpl::CheckIntegrity() const {
   MutexLock lock(&mu_);
+  return CheckIntegrityLocked();
+}
+
+absl::Status SchedulerImpl::CheckIntegrityLocked() const {
   std::vector<const Sequence*> sequences;
   std::array<int32_t, kNumSequenceStates> in_state{};
   std::array<int32_t, 2> slots{};

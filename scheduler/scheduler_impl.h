@@ -121,6 +121,9 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   void Expire(SteadyTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReapLoop();
 
+  // On demand, and in debug builds whenever the last request has ended.
+  absl::Status CheckIntegrityLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // Puts an event into the outbox. Whoever does is to call DeliverReady once
   // the lock is free.
   void Post(const SequencePtr& sequence, Event event)
