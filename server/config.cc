@@ -106,7 +106,7 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
       absl::StrCat("address of the gRPC API (", config.listen.ToString(), ")"),
       HostPortSetter(&config.listen, nullptr));
   flags.Add("metrics_listen", "HOST:PORT",
-            absl::StrCat("address of GET /metrics; empty: none (",
+            absl::StrCat("address of GET /metrics, IPv4; empty: none (",
                          config.metrics_listen.ToString(), ")"),
             HostPortSetter(&config.metrics_listen, &config.metrics_enabled));
   flags.AddInt("kv_cache_bytes",

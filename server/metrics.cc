@@ -328,7 +328,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     server->port_ = server->exposer_->GetListeningPorts().front();
   } catch (const std::exception&) {
     return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", listen.ToString()));
+        absl::StrCat("cannot listen on ", listen.ToString(),
+                     ": the address is taken, or not IPv4"));
   }
   for (const auto& collectable : server->collectables_) {
     server->exposer_->RegisterCollectable(collectable);
