@@ -33,7 +33,7 @@ namespace {
 constexpr int kExitBadSetup = 2;
 // Also a model that is far too large for the machine warms up in that time.
 constexpr absl::Duration kWarmUpTimeout = absl::Minutes(10);
-// For the last bytes of streams that the drain has ended.
+// For the last bytes of streams that the drain has ended, and for unary calls.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 
 // All that serves, in the order of construction; destroyed in reverse.
@@ -202,9 +202,8 @@ void Drain(absl::Duration timeout, Serving& serving) {
     LogWarning("the drain timeout passed; ending the open streams");
     serving.service->EndStreams(
         absl::UnavailableError("the server is shutting down"));
-    serving.service->WaitNoStreams(absl::ToChronoNanoseconds(kFlushTimeout));
   }
-  serving.grpc_server->Shutdown(absl::ZeroDuration());
+  serving.grpc_server->Shutdown(kFlushTimeout);
   // The scheduler may still be at the delivery of an event that its stream has
   // read already; the service is needed until then.
   serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(kFlushTimeout));

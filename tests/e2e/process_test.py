@@ -184,7 +184,7 @@ class DrainTest(unittest.TestCase):
             health_pb2.HealthCheckRequest())
         self.assertEqual(next(watch).status,
                          health_pb2.HealthCheckResponse.SERVING)
-        call = server.stub.Generate(long_request(8000))
+        call = server.stub.Generate(long_request(4000))
         next(call)
         server.process.send_signal(signal.SIGTERM)
         self.assertEqual(next(watch).status,
@@ -194,7 +194,7 @@ class DrainTest(unittest.TestCase):
         self.assertEqual(refused.error.details(),
                          "the server is shutting down")
         answer = Answer(call)
-        self.assertEqual(answer.completion.usage.completion_tokens, 8000)
+        self.assertEqual(answer.completion.usage.completion_tokens, 4000)
         self.assertEqual(server.process.wait(harness.STOP_SECONDS), 0)
         server.stop()
 
@@ -213,6 +213,24 @@ class DrainTest(unittest.TestCase):
         self.assertEqual(len(first.delta.token_ids) + len(answer.ids), 3000)
         # Nothing to wait for any more.
         self.assertEqual(server.process.wait(10), 0)
+        server.stop()
+
+    def test_unary_calls_finish(self):
+        server = Server(make_pair())
+        server.stub.Tokenize(pb2.TokenizeRequest(text="a"))  # connects
+
+        def ticks():
+            with open(f"/proc/{server.process.pid}/stat") as file:
+                user, system = file.read().rsplit(") ", 1)[1].split()[11:13]
+                return int(user) + int(system)
+        before = ticks()
+        call = server.stub.Tokenize.future(
+            pb2.TokenizeRequest(text="word and " * 400_000))
+        # The server is at it.
+        self.assertTrue(wait_until(lambda: ticks() > before + 1))
+        server.process.send_signal(signal.SIGTERM)
+        self.assertGreater(len(call.result().ids), 400_000)
+        self.assertEqual(server.process.wait(harness.STOP_SECONDS), 0)
         server.stop()
 
     def test_timeout_ends_streams(self):
