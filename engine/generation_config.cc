@@ -3,11 +3,15 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 #include "engine/model_config.h"
 #include "engine/token_ids.h"
@@ -32,6 +36,48 @@ absl::StatusOr<std::optional<float>> FloatIn(const Json& json, const char* key,
         with_min ? " and " : " and at most ", max, ", is ", *value));
   }
   return std::optional<float>(narrow);
+}
+
+// What would change an answer elsewhere and does nothing here.
+constexpr const char* kIgnored[] = {
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "penalty_alpha",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+    "typical_p",
+};
+
+// 0 and 1 turn the numbers among them off.
+bool IsNeutral(const Json& value) {
+  if (value.is_boolean()) return !value.get<bool>();
+  if (value.is_number()) {
+    return value.get<double>() == 0 || value.get<double>() == 1;
+  }
+  return value.is_null() || value.empty();
+}
+
+void WarnOfIgnored(const Json& raw, absl::string_view origin) {
+  std::vector<const char*> names;
+  for (const char* key : kIgnored) {
+    const Json* value = FindJson(raw, key);
+    // An id of 0 or 1 is an id.
+    const bool is_id = absl::EndsWith(key, "_token_id");
+    if (value != nullptr && (is_id || !IsNeutral(*value))) names.push_back(key);
+  }
+  if (names.empty()) return;
+  LogWarning(absl::StrCat(
+      origin, ": not supported, and ignored: ", absl::StrJoin(names, ", ")));
 }
 
 }  // namespace
@@ -62,7 +108,10 @@ absl::StatusOr<GenerationConfig> LoadGenerationConfig(
   const auto text = ReadFile(path, kMaxFileBytes);
   if (absl::IsNotFound(text.status())) return GenerationConfig();
   RETURN_IF_ERROR(text.status());
-  return ParseGenerationConfig(*text, path);
+  ASSIGN_OR_RETURN(const auto config, ParseGenerationConfig(*text, path));
+  ASSIGN_OR_RETURN(const Json raw, ParseJsonObject(*text, path));
+  WarnOfIgnored(raw, path);
+  return config;
 }
 
 }  // namespace overfill

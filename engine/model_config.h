@@ -83,7 +83,8 @@ struct GenerationConfig {
 
 absl::StatusOr<GenerationConfig> ParseGenerationConfig(
     absl::string_view json, absl::string_view origin);
-// An absent file is an empty config.
+// An absent file is an empty config. Members that the server does not know, and
+// that would change answers, are named in a warning.
 absl::StatusOr<GenerationConfig> LoadGenerationConfig(
     const std::string& model_dir);
 
