@@ -8,7 +8,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -212,7 +211,7 @@ void Drain(absl::Duration timeout, Serving& serving) {
 
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "overfill-server: %s\n",
-               absl::Utf8SafeCHexEscape(status.message()).c_str());
+               EscapeControls(status.message()).c_str());
   return kExitBadSetup;
 }
 
