@@ -103,10 +103,10 @@ passage, and nothing else.
 
 Passages and questions come from the seeded generator `training/world.py`:
 people with towns, jobs and belongings; things with prices, colours and places;
-records; lists; and three harder families (two hops, counting, comparing). One
-entity in five (names, towns, nouns, listed and invented ones) is held out by a
-digest of its spelling and appears in no training text. The byte-level BPE
-tokenizer was trained on the same passages.
+records; lists; and four harder families (reverse: whose value is it; two hops;
+counting; comparing). One entity in five (names, towns, nouns, listed and invented ones) is
+held out by a digest of its spelling and appears in no training text. The
+byte-level BPE tokenizer was trained on the same passages.
 
 ## Training
 
@@ -120,8 +120,10 @@ copy (induction), then to bind values to subjects in random token sequences,
 then the passages, which grow as the answers become right. The pruned model is
 cut from it by activation importance (`training/prune.py`) to odd widths, and
 distilled on the answers while the full model, frozen, reads the prompts
-(`training/distil.py`). The optimizer is AdamW, the peak learning rate 2e-3,
-under bf16 autocast.
+(`training/distil.py`). So that unseen words are copied like seen ones, one step
+in six of the language stage and one in three of the distillation is on facts of
+random tokens. The optimizer is AdamW, the peak learning rate 2e-3, under bf16
+autocast. The distillation was interrupted and went on from its last checkpoint.
 
 ## Scores
 
