@@ -91,7 +91,7 @@ class StreamsTest(harness.ServerCase):
         for _ in range(5):
             self.assert_serves()
         # It still has not read when its blocks are home.
-        self.assert_blocks_are_home(harness.CALL_SECONDS)
+        self.assert_blocks_are_home(2 * harness.CALL_SECONDS)
         self.assertEqual(self.count("resource_exhausted"), before + 1)
         answer = Answer(slow)
         self.assertEqual(answer.error.code(),
