@@ -10,6 +10,18 @@
 
 #include "absl/base/thread_annotations.h"
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define OVERFILL_THREAD_SANITIZER 1
+#endif
+#endif
+#ifdef __SANITIZE_THREAD__
+#define OVERFILL_THREAD_SANITIZER 1
+#endif
+#ifndef OVERFILL_THREAD_SANITIZER
+#define OVERFILL_THREAD_SANITIZER 0
+#endif
+
 namespace overfill {
 
 class ABSL_LOCKABLE Mutex {
@@ -56,14 +68,19 @@ class CondVar {
   bool WaitFor(Mutex* mu, std::chrono::nanoseconds timeout)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     std::unique_lock<std::mutex> lock(mu->mu_, std::adopt_lock);
-    // wait_until on the system clock: the thread sanitizer of clang 14 does
-    // not intercept pthread_cond_clockwait, which wait_for would call.
+#if OVERFILL_THREAD_SANITIZER
+    // On the system clock: the thread sanitizer of clang 14 does not intercept
+    // pthread_cond_clockwait, which waiting on the steady one calls.
     const auto deadline =
         std::chrono::system_clock::now() +
         std::chrono::duration_cast<std::chrono::system_clock::duration>(
             timeout);
     const bool woken =
         cv_.wait_until(lock, deadline) == std::cv_status::no_timeout;
+#else
+    const bool woken =
+        cv_.wait_for(lock, timeout) == std::cv_status::no_timeout;
+#endif
     lock.release();
     return woken;
   }
