@@ -21,7 +21,8 @@ std::optional<uint8_t> FallbackByte(absl::string_view token) {
     if (!absl::ascii_isxdigit(static_cast<unsigned char>(digit))) {
       return std::nullopt;
     }
-    const int lower = absl::ascii_tolower(static_cast<unsigned char>(digit));
+    const auto lower = static_cast<unsigned char>(
+        absl::ascii_tolower(static_cast<unsigned char>(digit)));
     value = value * 16 + (lower <= '9' ? lower - '0' : lower - 'a' + 10);
   }
   return static_cast<uint8_t>(value);
