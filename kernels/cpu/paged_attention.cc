@@ -184,7 +184,8 @@ void CpuOps::QkNormRopeWrite(Stream& stream, const AttentionShape& shape,
     const int32_t block =
         batch.block_tables[int64_t{batch.row_sequence[row]} * batch.max_blocks +
                            position / kv.block_tokens];
-    const int32_t kv_head = (head - shape.num_heads) % shape.num_kv_heads;
+    const int32_t kv_head =
+        head - shape.num_heads - (is_v ? shape.num_kv_heads : 0);
     const int64_t offset =
         kv.TileOffset(block, kv_layer, is_v ? 1 : 0, kv_head) +
         position % kv.block_tokens * head_dim;
