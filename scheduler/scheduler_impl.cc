@@ -134,10 +134,8 @@ bool SchedulerImpl::WaitIdle(std::chrono::nanoseconds timeout) {
   return true;
 }
 
-void SchedulerImpl::End(const SequencePtr& ended, absl::Status status,
+void SchedulerImpl::End(SequencePtr sequence, absl::Status status,
                         const OutputStream::End* end) {
-  // The caller's reference may be into what is erased here.
-  const SequencePtr sequence = ended;
   if (sequence->state == SequenceState::kEnded) return;
   const SteadyTime now = Clock::now();
   Terminal terminal{

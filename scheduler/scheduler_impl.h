@@ -107,8 +107,9 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   void BeginDecode(const SequencePtr& sequence)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // The end of a request; no effect on one that has ended.
-  void End(const SequencePtr& sequence, absl::Status status,
+  // The end of a request; no effect on one that has ended. By value: the
+  // caller's pointer may be in what is erased.
+  void End(SequencePtr sequence, absl::Status status,
            const OutputStream::End* end = nullptr)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LetGo(const SequencePtr& sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
