@@ -12,8 +12,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// No single wait is longer: a caller's timeout may be too long to add to a time,
-// and the thread sanitizer's build waits on a clock that may be set.
+// No single wait is longer: a caller's timeout may be too long to add to a
+// time, and the thread sanitizer's build waits on a clock that may be set.
 constexpr std::chrono::nanoseconds kLongestWait = std::chrono::seconds(1);
 
 }  // namespace
