@@ -19,24 +19,13 @@
 #include "kernels/device.h"
 #include "kernels/ops.h"
 #include "tests/kernels/reference.h"
+#include "tests/test_seed.h"
 
 namespace overfill {
 
 // The unit roundoffs of f32 and bf16.
 inline constexpr double kRoundoffF32 = 0x1p-24;
 inline constexpr double kRoundoffBF16 = 0x1p-8;
-
-// One seed per run, printed; OVERFILL_TEST_SEED repeats a run.
-inline uint64_t TestSeed() {
-  static const uint64_t seed = [] {
-    const char* text = std::getenv("OVERFILL_TEST_SEED");
-    const uint64_t value = text != nullptr ? std::strtoull(text, nullptr, 10)
-                                           : std::random_device()();
-    std::cout << "OVERFILL_TEST_SEED=" << value << std::endl;
-    return value;
-  }();
-  return seed;
-}
 
 // The options of all tests; OVERFILL_CPU_ISA caps the instruction set.
 inline DeviceOptions TestDeviceOptions() {

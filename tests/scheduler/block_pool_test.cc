@@ -227,7 +227,7 @@ class Book {
 };
 
 TEST(BlockPool, RandomSchedulesAddUp) {
-  std::mt19937_64 random(RunSeed());
+  std::mt19937_64 random(TestSeed());
   for (int schedule = 0; schedule < 3000; ++schedule) {
     Book book(random, static_cast<int32_t>(random() % 12));
     for (int i = 0; i < 60; ++i) {

@@ -88,7 +88,7 @@ TEST(StopMatcher, EverySplitOfATextGivesTheSame) {
 }
 
 TEST(StopMatcher, RandomTextsAndStops) {
-  std::mt19937_64 random(RunSeed());
+  std::mt19937_64 random(TestSeed());
   const auto word = [&](size_t most) {
     std::string text;
     for (size_t i = 1 + random() % most; i > 0; --i) {

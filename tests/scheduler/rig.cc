@@ -18,17 +18,6 @@ constexpr std::chrono::seconds kPatience(60);
 
 }  // namespace
 
-uint64_t RunSeed() {
-  static const uint64_t seed = [] {
-    const char* given = std::getenv("OVERFILL_TEST_SEED");
-    const uint64_t value = given != nullptr ? std::strtoull(given, nullptr, 10)
-                                            : std::random_device()();
-    std::cout << "OVERFILL_TEST_SEED=" << value << std::endl;
-    return value;
-  }();
-  return seed;
-}
-
 const Tokenizer& TestTokenizer() {
   static const Tokenizer* const tokenizer = [] {
     auto made = Tokenizer::FromJson(

@@ -16,6 +16,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "scheduler/scheduler.h"
 #include "tests/scheduler/fake_model.h"
+#include "tests/test_seed.h"
 
 namespace overfill {
 
@@ -162,10 +163,6 @@ class Rig {
   int next_id_ = 0;
   bool is_finished_ = false;
 };
-
-// The seed of this run's random tests: OVERFILL_TEST_SEED, else a new one. It
-// is printed once.
-uint64_t RunSeed();
 
 }  // namespace overfill
 

@@ -109,7 +109,7 @@ Request RandomRequest(Rig& rig) {
 }
 
 TEST(Storm, EveryAdmittedRequestIsAnsweredWhateverTheStores) {
-  std::mt19937_64 random(RunSeed());
+  std::mt19937_64 random(TestSeed());
   int64_t answered = 0;
   int64_t refused = 0;
   for (int schedule = 0; schedule < 150; ++schedule) {
@@ -131,7 +131,7 @@ TEST(Storm, EveryAdmittedRequestIsAnsweredWhateverTheStores) {
 }
 
 TEST(Storm, CancelsDeadlinesAndFailuresTouchNobodyElse) {
-  std::mt19937_64 random(RunSeed() + 1);
+  std::mt19937_64 random(TestSeed() + 1);
   std::array<int, 17> ends{};
   for (int schedule = 0; schedule < 60; ++schedule) {
     Rig rig(RandomOptions(random));
@@ -342,7 +342,7 @@ class Simulation {
 };
 
 TEST(Simulation, ThousandsOfSchedulesEnd) {
-  std::mt19937_64 random(RunSeed() + 2);
+  std::mt19937_64 random(TestSeed() + 2);
   for (int schedule = 0; schedule < 4000; ++schedule) {
     Simulation simulation(random);
     ASSERT_NO_FATAL_FAILURE(simulation.Run()) << "schedule " << schedule;

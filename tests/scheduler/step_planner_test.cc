@@ -225,7 +225,7 @@ void CheckNothingIsWasted(const PlanInput& input, const StepPlan& plan) {
 }
 
 TEST(StepPlanner, RandomStepsKeepTheRules) {
-  std::mt19937_64 random(RunSeed());
+  std::mt19937_64 random(TestSeed());
   for (int i = 0; i < 20000; ++i) {
     const PlanInput input = RandomInput(random);
     const StepPlan plan = PlanStep(input);

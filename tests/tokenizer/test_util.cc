@@ -18,17 +18,6 @@ std::string DumpOrEmpty(const Json& json) {
 
 }  // namespace
 
-uint64_t TestSeed() {
-  static const uint64_t seed = [] {
-    const char* given = std::getenv("OVERFILL_TEST_SEED");
-    const uint64_t value = given != nullptr ? std::strtoull(given, nullptr, 10)
-                                            : std::random_device()();
-    std::cout << "OVERFILL_TEST_SEED=" << value << std::endl;
-    return value;
-  }();
-  return seed;
-}
-
 const Json& FamilyJson(Family family) {
   static auto* const made = new std::map<Family, Json>;
   const auto [it, is_new] = made->try_emplace(family);

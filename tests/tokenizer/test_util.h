@@ -10,13 +10,10 @@
 
 #include "base/json.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "tests/test_seed.h"
 #include "tests/tokenizer/tokenizer_files.h"
 
 namespace overfill {
-
-// The seed of this run's random tests: OVERFILL_TEST_SEED, else a new one. It
-// is printed once, so that a failure can be repeated.
-uint64_t TestSeed();
 
 // The family's tokenizer.json, from a fixed seed, and its tokenizer; made once.
 const Json& FamilyJson(Family family);
