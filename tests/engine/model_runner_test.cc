@@ -20,7 +20,8 @@ namespace overfill {
 namespace {
 
 constexpr int32_t kBlockTokens = 4;
-constexpr int32_t kNumBlocks = 64;
+// One for each sequence of the largest batch: no two write into one block.
+constexpr int32_t kNumBlocks = 128;
 constexpr StepLimits kLimits = {
     .max_rows = 256, .max_sequences = 128, .max_sequence_tokens = 100};
 // Sums in another order only; logits are near 1.
@@ -284,7 +285,7 @@ TEST_F(ModelRunnerTest, LongAdjustmentListsGrowTheStaging) {
   const SamplingState state(&params, seen, 0);
   std::vector<SequenceStep> steps;
   for (int32_t i = 0; i < kLimits.max_sequences; ++i) {
-    steps.push_back(Rows(0, 2, i % kNumBlocks));
+    steps.push_back(Rows(0, 2, /*first_block=*/i));
     steps.back().sampling = &state;
   }
   const auto logits = Run(steps);
