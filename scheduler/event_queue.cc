@@ -1,5 +1,6 @@
 #include "scheduler/event_queue.h"
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
@@ -44,15 +45,30 @@ bool EventQueue::Push(Delta delta) {
       return false;
     }
     pending_bytes_ += bytes;
-    was_empty = !pending_.has_value();
-    if (was_empty) {
-      pending_ = std::move(delta);
+    was_empty = IsEmpty();
+    const auto same = std::find_if(
+        pending_.begin(), pending_.end(),
+        [&](const Delta& pending) { return pending.index == delta.index; });
+    if (same == pending_.end()) {
+      pending_.push_back(std::move(delta));
     } else {
-      AppendTo(*pending_, std::move(delta));
+      AppendTo(*same, std::move(delta));
     }
   }
   if (was_empty && on_ready_) on_ready_();
   return true;
+}
+
+void EventQueue::Complete(Completion completion) {
+  bool was_empty;
+  {
+    MutexLock lock(&mu_);
+    OVERFILL_CHECK(!finished_) << "a completion after the terminal event";
+    if (overflowed_) return;
+    was_empty = IsEmpty();
+    completions_.push_back(std::move(completion));
+  }
+  if (was_empty && on_ready_) on_ready_();
 }
 
 void EventQueue::Finish(Terminal terminal) {
@@ -65,7 +81,7 @@ void EventQueue::Finish(Terminal terminal) {
       terminal.status =
           absl::ResourceExhaustedError("the client reads too slowly");
     }
-    was_empty = !pending_.has_value();
+    was_empty = IsEmpty();
     terminal_ = std::move(terminal);
   }
   if (was_empty && on_ready_) on_ready_();
@@ -73,10 +89,15 @@ void EventQueue::Finish(Terminal terminal) {
 
 std::optional<Event> EventQueue::Pop() {
   MutexLock lock(&mu_);
-  if (pending_.has_value()) {
-    Event event = *std::move(pending_);
-    pending_.reset();
-    pending_bytes_ = 0;
+  if (!pending_.empty()) {
+    Event event = std::move(pending_.front());
+    pending_.pop_front();
+    pending_bytes_ -= SizeOf(std::get<Delta>(event));
+    return event;
+  }
+  if (!completions_.empty()) {
+    Event event = std::move(completions_.front());
+    completions_.pop_front();
     return event;
   }
   if (terminal_.has_value()) {
@@ -85,6 +106,10 @@ std::optional<Event> EventQueue::Pop() {
     return event;
   }
   return std::nullopt;
+}
+
+bool EventQueue::IsEmpty() const {
+  return pending_.empty() && completions_.empty() && !terminal_.has_value();
 }
 
 }  // namespace overfill

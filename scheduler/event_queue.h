@@ -3,6 +3,7 @@
 #define OVERFILL_SCHEDULER_EVENT_QUEUE_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <variant>
@@ -12,12 +13,14 @@
 
 namespace overfill {
 
-using Event = std::variant<Delta, Terminal>;
+using Event = std::variant<Delta, Completion, Terminal>;
 
 // Thread-safe. The producer never waits: deltas that the consumer has not
-// taken are joined into one, and when the joined delta passes the bound the
-// push fails and the producer ends the request. There is exactly one Terminal
-// and it is the last event; it always fits.
+// taken are joined into one per sample, and when what is joined passes the
+// bound the push fails and the producer ends the request. A sample's
+// completion comes after its last delta. There is exactly one Terminal and it
+// is the last event. Completions and the Terminal always fit: they are one per
+// sample and one.
 class EventQueue {
  public:
   // `on_ready` is called, from the producer's thread and with no lock held,
@@ -28,6 +31,8 @@ class EventQueue {
   // False when the bound is passed: the delta is dropped, and the queue takes
   // nothing but the terminal event. What it holds already stays.
   bool Push(Delta delta);
+  // No effect where a delta was dropped: the answer is not complete.
+  void Complete(Completion completion);
   // CHECKs that it is the first. Where a delta was dropped, an answer that is
   // complete for the engine is not so for the client: OK becomes
   // RESOURCE_EXHAUSTED.
@@ -37,10 +42,14 @@ class EventQueue {
   std::optional<Event> Pop();
 
  private:
+  bool IsEmpty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   const int64_t max_pending_bytes_;
   const std::function<void()> on_ready_;
   Mutex mu_;
-  std::optional<Delta> pending_ ABSL_GUARDED_BY(mu_);
+  // At most one per sample, in the order in which they began.
+  std::deque<Delta> pending_ ABSL_GUARDED_BY(mu_);
+  std::deque<Completion> completions_ ABSL_GUARDED_BY(mu_);
   int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool overflowed_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,13 @@ class SchedulerObserver {
                             double queue_seconds) {}
   virtual void OnToken(DecodePath path, double inter_token_seconds) {}
   virtual void OnMigration(double seconds, int64_t bytes, bool copied) {}
+  // A prompt starts: how many of its tokens were looked for in the prefix
+  // cache, and how many were there.
+  virtual void OnPrefixLookup(int32_t queried_tokens, int32_t hit_tokens) {}
+  // A running sequence gave up its blocks; its KV goes to the swap space.
+  virtual void OnPreemption() {}
+  // A transfer of KV failed and is sent again.
+  virtual void OnTransferRetry() {}
   // Exactly once for every admitted request.
   virtual void OnTerminal(DecodePath path, const Terminal& terminal,
                           double e2e_seconds) {}
@@ -51,8 +59,26 @@ struct BlockCounts {
   int32_t quarantined = 0;
 };
 
+// A step that a model is at.
+struct RunningStep {
+  SteadyTime started;
+  int32_t num_prompt_rows = 0;
+  int32_t num_decode_rows = 0;
+  std::vector<uint64_t> uids;  // of the requests in it
+};
+
+// Transfers of KV between stores: migrations, swaps, copies for forks.
+struct TransferCounts {
+  int32_t sending = 0;
+  int32_t fencing = 0;  // past their lease; their blocks are quarantined
+  int64_t discarded_commits = 0;  // since the start: stale or repeated
+};
+
 struct SchedulerStats {
   RequestCounts requests;
+  TransferCounts transfers;
+  // What the inter-token latency target leaves for prompts in a step.
+  int32_t prefill_chunk_rows = 0;
   int64_t queued_tokens = 0;
   std::vector<BlockCounts> stores;
   // The watchdog's heartbeat, by PoolId: steady time of the pool's last
@@ -60,6 +86,7 @@ struct SchedulerStats {
   // it has work. A copy under way is work of the decode pool.
   std::array<SteadyTime, 2> last_step;
   std::array<bool, 2> has_work{};
+  std::array<std::optional<RunningStep>, 2> running_steps;  // by PoolId
 };
 
 }  // namespace overfill

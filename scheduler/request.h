@@ -37,6 +37,7 @@ struct Request {
   SamplingParams sampling;
   StopRules stop_rules;
   DecodePath path = DecodePath::kTwoStage;
+  int32_t n = 1;         // answers to draw from the one prompt, >= 1
   int32_t priority = 0;  // higher goes first
   SteadyTime arrival;
   SteadyTime deadline = SteadyTime::max();
@@ -64,18 +65,30 @@ struct TokenLogprobs {
   std::vector<std::pair<int32_t, float>> top;  // best first
 };
 
-// Text and tokens since the last delta.
+// Text and tokens since the last delta of this sample.
 struct Delta {
+  int32_t index = 0;  // of the sample, 0..n - 1
   std::string text;
   std::vector<int32_t> token_ids;
   std::vector<TokenLogprobs> logprobs;  // parallel to token_ids, or empty
 };
 
-// The one last event of a request. Usage and timings are set on errors too.
-struct Terminal {
-  absl::Status status;  // OK: the answer is complete
+// The end of one sample's answer, once for each that is complete.
+struct Completion {
+  int32_t index = 0;
   FinishReason finish_reason = FinishReason::kLength;
   std::variant<std::monostate, std::string, int32_t> matched_stop;
+  uint64_t seed = 0;
+  Usage usage;  // this sample's
+  Timings timings;
+};
+
+// The one last event of a request. All but the status is set on errors too,
+// and is the whole request's: the tokens of all samples; the reason and the
+// times of the sample that ended last.
+struct Terminal {
+  absl::Status status;  // OK: every sample is complete
+  FinishReason finish_reason = FinishReason::kLength;
   uint64_t seed = 0;
   Usage usage;
   Timings timings;

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "engine/step.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "scheduler/event_queue.h"
@@ -51,6 +52,15 @@ class Scheduler {
       SchedulerObserver* observer);
   // Ends what is live with UNAVAILABLE, then joins the pools' threads.
   virtual ~Scheduler() = default;
+
+  // Whether a request of a prompt of so many bytes has a chance now: asked
+  // before it is parsed and tokenized, so that one without costs nothing. The
+  // refusals of Submit that need no tokens.
+  virtual absl::Status Precheck(absl::string_view tenant, int64_t prompt_bytes,
+                                SteadyTime deadline) = 0;
+  // When room for another request is to be expected, by the rate at which the
+  // queue has been draining.
+  virtual std::chrono::nanoseconds RetryAfter() const = 0;
 
   // Admits `request`; its events go to `events`, which the scheduler keeps
   // alive until the terminal one. Returns a uid for Cancel.

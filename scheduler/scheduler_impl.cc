@@ -107,6 +107,20 @@ absl::StatusOr<uint64_t> SchedulerImpl::Submit(
   return uid;
 }
 
+absl::Status SchedulerImpl::Precheck(absl::string_view tenant,
+                                     int64_t prompt_bytes,
+                                     SteadyTime deadline) {
+  Request request;
+  request.tenant = std::string(tenant);
+  request.deadline = deadline;
+  MutexLock lock(&mu_);
+  return admission_.Check(request, Clock::now()).status;
+}
+
+std::chrono::nanoseconds SchedulerImpl::RetryAfter() const {
+  return std::chrono::seconds(1);
+}
+
 void SchedulerImpl::Cancel(uint64_t uid, absl::Status status) {
   OVERFILL_CHECK(!status.ok()) << "a request is not cancelled with OK";
   {
@@ -141,14 +155,19 @@ void SchedulerImpl::End(SequencePtr sequence, absl::Status status,
   Terminal terminal{
       .status = std::move(status),
       .finish_reason = end ? end->reason : FinishReason::kLength,
-      .matched_stop = {},
       .seed = sequence->request.sampling.seed,
       .usage = {.prompt_tokens = sequence->prompt_tokens(),
                 .cached_prompt_tokens = 0,
                 .completion_tokens = sequence->output.num_tokens()},
       .timings = TimingsOf(*sequence, now),
   };
-  if (end) terminal.matched_stop = end->matched_stop;
+  if (end) {
+    Post(sequence, Completion{.finish_reason = end->reason,
+                              .matched_stop = end->matched_stop,
+                              .seed = terminal.seed,
+                              .usage = terminal.usage,
+                              .timings = terminal.timings});
+  }
   observer_->OnTerminal(
       sequence->request.path, terminal,
       std::chrono::duration<double>(now - sequence->request.arrival).count());
@@ -250,6 +269,8 @@ void SchedulerImpl::Deliver(const SequencePtr& sequence) {
     const bool is_end = std::holds_alternative<Terminal>(event);
     if (is_end) {
       sequence->events->Finish(std::get<Terminal>(std::move(event)));
+    } else if (auto* completion = std::get_if<Completion>(&event)) {
+      sequence->events->Complete(std::move(*completion));
     } else {
       is_taken = sequence->events->Push(std::get<Delta>(std::move(event)));
     }

@@ -40,6 +40,9 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
 
   absl::StatusOr<uint64_t> Submit(Request request,
                                   std::shared_ptr<EventQueue> events) override;
+  absl::Status Precheck(absl::string_view tenant, int64_t prompt_bytes,
+                        SteadyTime deadline) override;
+  std::chrono::nanoseconds RetryAfter() const override;
   void Cancel(uint64_t uid, absl::Status status) override;
   void StopAdmission() override;
   bool WaitIdle(std::chrono::nanoseconds timeout) override;

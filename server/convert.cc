@@ -394,6 +394,7 @@ absl::StatusOr<v1::DetokenizeResponse> Converter::Detokenize(
 v1::GenerateResponse ToResponse(const Delta& delta) {
   v1::GenerateResponse response;
   v1::Delta* proto = response.mutable_delta();
+  proto->set_index(delta.index);
   proto->set_text(delta.text);
   proto->mutable_token_ids()->Add(delta.token_ids.begin(),
                                   delta.token_ids.end());
@@ -409,9 +410,9 @@ v1::GenerateResponse ToResponse(const Delta& delta) {
   return response;
 }
 
-v1::GenerateResponse ToResponse(const Terminal& terminal) {
+v1::GenerateResponse ToResponse(const Completion& completion) {
   v1::GenerateResponse response;
-  *response.mutable_completion() = MakeCompletion(terminal);
+  *response.mutable_completion() = MakeCompletion(completion);
   return response;
 }
 

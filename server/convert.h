@@ -92,7 +92,7 @@ class Converter {
 
 // A delta or a terminal event's completion, as the client gets them.
 v1::GenerateResponse ToResponse(const Delta& delta);
-v1::GenerateResponse ToResponse(const Terminal& terminal);
+v1::GenerateResponse ToResponse(const Completion& completion);
 
 }  // namespace overfill
 

@@ -53,6 +53,21 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+void SetCosts(uint64_t seed, const Usage& usage, const Timings& timings,
+              v1::Completion& proto) {
+  proto.set_seed(seed);
+  v1::Usage& counts = *proto.mutable_usage();
+  counts.set_prompt_tokens(usage.prompt_tokens);
+  counts.set_cached_prompt_tokens(usage.cached_prompt_tokens);
+  counts.set_completion_tokens(usage.completion_tokens);
+  v1::Timings& seconds = *proto.mutable_timings();
+  seconds.set_queue(timings.queue_seconds);
+  seconds.set_prefill(timings.prefill_seconds);
+  seconds.set_migration(timings.migration_seconds);
+  seconds.set_decode(timings.decode_seconds);
+  seconds.set_ttft(timings.ttft_seconds);
+}
+
 }  // namespace
 
 void Violations::Add(std::string field, std::string description) {
@@ -91,33 +106,24 @@ absl::Status RefusedStatus(const absl::Status& status) {
   return result;
 }
 
-v1::Completion MakeCompletion(const Terminal& terminal) {
-  v1::Completion completion;
-  if (terminal.status.ok()) {
-    completion.set_finish_reason(ToProto(terminal.finish_reason));
-    if (const auto* stop = std::get_if<std::string>(&terminal.matched_stop)) {
-      completion.set_stop(*stop);
-    } else if (const auto* id = std::get_if<int32_t>(&terminal.matched_stop)) {
-      completion.set_stop_token_id(*id);
-    }
+v1::Completion MakeCompletion(const Completion& completion) {
+  v1::Completion proto;
+  proto.set_index(completion.index);
+  proto.set_finish_reason(ToProto(completion.finish_reason));
+  if (const auto* stop = std::get_if<std::string>(&completion.matched_stop)) {
+    proto.set_stop(*stop);
+  } else if (const auto* id = std::get_if<int32_t>(&completion.matched_stop)) {
+    proto.set_stop_token_id(*id);
   }
-  completion.set_seed(terminal.seed);
-  v1::Usage* usage = completion.mutable_usage();
-  usage->set_prompt_tokens(terminal.usage.prompt_tokens);
-  usage->set_cached_prompt_tokens(terminal.usage.cached_prompt_tokens);
-  usage->set_completion_tokens(terminal.usage.completion_tokens);
-  v1::Timings* timings = completion.mutable_timings();
-  timings->set_queue(terminal.timings.queue_seconds);
-  timings->set_prefill(terminal.timings.prefill_seconds);
-  timings->set_migration(terminal.timings.migration_seconds);
-  timings->set_decode(terminal.timings.decode_seconds);
-  timings->set_ttft(terminal.timings.ttft_seconds);
-  return completion;
+  SetCosts(completion.seed, completion.usage, completion.timings, proto);
+  return proto;
 }
 
 absl::Status EndedStatus(const Terminal& terminal) {
+  v1::Completion proto;
+  SetCosts(terminal.seed, terminal.usage, terminal.timings, proto);
   absl::Status result = terminal.status;
-  Attach(MakeCompletion(terminal), &result);
+  Attach(proto, &result);
   return result;
 }
 

@@ -47,7 +47,7 @@ absl::Status RefusedStatus(const absl::Status& status);
 // and timings so far come as an overfill.v1.Completion without a finish reason.
 absl::Status EndedStatus(const Terminal& terminal);
 
-v1::Completion MakeCompletion(const Terminal& terminal);
+v1::Completion MakeCompletion(const Completion& completion);
 
 // With the details. Only what is meant for clients passes: a code that stands
 // for a fault of our own becomes a bare INTERNAL, and the log gets the rest.

@@ -96,10 +96,6 @@ void GenerateCall::Pump() {
 GenerateCall::Action GenerateCall::NextAction() {
   MutexLock lock(&mu_);
   if (!headers_sent_ || write_in_flight_ || finished_) return {};
-  if (completion_written_) {
-    finished_ = true;
-    return {Action::Kind::kFinish, grpc::Status::OK};
-  }
   return TakeEvent();
 }
 
@@ -111,16 +107,17 @@ GenerateCall::Action GenerateCall::TakeEvent() {
       write_in_flight_ = true;
       return {Action::Kind::kWrite, {}};
     }
-    const Terminal& terminal = std::get<Terminal>(*event);
-    if (!terminal.status.ok() || broken_) {
-      finished_ = true;
-      return {Action::Kind::kFinish, terminal.status.ok()
-                                         ? grpc::Status::OK
-                                         : ToGrpcStatus(EndedStatus(terminal))};
+    if (const Completion* completion = std::get_if<Completion>(&*event)) {
+      if (broken_) continue;
+      message_ = ToWire(ToResponse(*completion));
+      write_in_flight_ = true;
+      return {Action::Kind::kWrite, {}};
     }
-    message_ = ToWire(ToResponse(terminal));
-    write_in_flight_ = completion_written_ = true;
-    return {Action::Kind::kWrite, {}};
+    const Terminal& terminal = std::get<Terminal>(*event);
+    finished_ = true;
+    return {Action::Kind::kFinish, terminal.status.ok()
+                                       ? grpc::Status::OK
+                                       : ToGrpcStatus(EndedStatus(terminal))};
   }
   return {};
 }

@@ -83,7 +83,6 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::optional<absl::Status> cancelled_ ABSL_GUARDED_BY(mu_);
   bool headers_sent_ ABSL_GUARDED_BY(mu_) = false;
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;
-  bool completion_written_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;  // a write failed
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   // Belongs to gRPC while write_in_flight_.

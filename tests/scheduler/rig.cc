@@ -57,6 +57,8 @@ void Client::Drain() {
                     delta->token_ids.end());
       logprobs.insert(logprobs.end(), delta->logprobs.begin(),
                       delta->logprobs.end());
+    } else if (auto* completion = std::get_if<Completion>(&*event)) {
+      completions.push_back(std::move(*completion));
     } else {
       terminal_ = std::get<Terminal>(*event);
       has_ended_ = true;

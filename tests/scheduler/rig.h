@@ -47,6 +47,7 @@ class Client {
   std::vector<int32_t> tokens;
   std::vector<TokenLogprobs> logprobs;
   std::vector<std::string> deltas;  // the texts
+  std::vector<Completion> completions;
   int num_events_after_end = 0;
   uint64_t uid = 0;
   Request request;

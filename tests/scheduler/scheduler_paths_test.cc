@@ -225,7 +225,8 @@ TEST_P(SchedulerPaths, AStopCrossesTheBoundaryOfThePools) {
       const Terminal& terminal = client.Wait();
       EXPECT_TRUE(terminal.status.ok());
       EXPECT_EQ(terminal.finish_reason, FinishReason::kStop);
-      EXPECT_EQ(std::get<std::string>(terminal.matched_stop), stop);
+      EXPECT_EQ(std::get<std::string>(client.completions.at(0).matched_stop),
+                stop);
       const size_t at = answer.find(stop);
       EXPECT_EQ(client.text,
                 answer.substr(0, include_stop ? at + stop.size() : at));
@@ -251,7 +252,8 @@ TEST_P(SchedulerPaths, EosOrStopAsTheFirstTokenEndsThere) {
       EXPECT_EQ(terminal.finish_reason,
                 is_eos ? FinishReason::kEos : FinishReason::kStop);
       if (!is_eos) {
-        EXPECT_EQ(std::get<int32_t>(terminal.matched_stop), first);
+        EXPECT_EQ(std::get<int32_t>(client.completions.at(0).matched_stop),
+                  first);
       }
       rig.Finish();
       const auto counts = rig.observer.counts();

@@ -46,6 +46,14 @@ class FakeScheduler : public Scheduler {
     return uid;
   }
 
+  absl::Status Precheck(absl::string_view tenant, int64_t prompt_bytes,
+                        SteadyTime deadline) override {
+    return absl::OkStatus();
+  }
+  std::chrono::nanoseconds RetryAfter() const override {
+    return std::chrono::seconds(1);
+  }
+
   void Cancel(uint64_t uid, absl::Status status) override {
     {
       MutexLock lock(&mu_);
@@ -95,8 +103,9 @@ class FakeScheduler : public Scheduler {
     const auto queue = Find(uid);
     return queue != nullptr && queue->Push(std::move(delta));
   }
-  // No effect on one that has ended.
-  void End(uint64_t uid, Terminal terminal) {
+  // No effect on one that has ended. OK comes after a completion of the one
+  // sample.
+  void End(uint64_t uid, Terminal terminal, Completion completion = {}) {
     std::shared_ptr<EventQueue> queue;
     {
       MutexLock lock(&mu_);
@@ -105,6 +114,13 @@ class FakeScheduler : public Scheduler {
       queue = std::move(found->second);
       live_.erase(found);
       ++num_ended_;
+    }
+    if (terminal.status.ok()) {
+      completion.seed = terminal.seed;
+      completion.finish_reason = terminal.finish_reason;
+      completion.usage = terminal.usage;
+      completion.timings = terminal.timings;
+      queue->Complete(std::move(completion));
     }
     queue->Finish(std::move(terminal));
     changed_.NotifyAll();

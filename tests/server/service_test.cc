@@ -164,8 +164,9 @@ TEST_F(ServiceTest, MatchedStopsAndLogprobsArrive) {
   EXPECT_EQ(event.delta().logprobs(0).top(1).token_id(), 4);
   Terminal terminal = Ended();
   terminal.finish_reason = FinishReason::kStop;
-  terminal.matched_stop = std::string("end");
-  scheduler_.End(uid, std::move(terminal));
+  Completion completion;
+  completion.matched_stop = std::string("end");
+  scheduler_.End(uid, std::move(terminal), std::move(completion));
   const Answer rest = Drain(*reader);
   ASSERT_EQ(rest.completions.size(), 1u);
   EXPECT_EQ(rest.completions[0].finish_reason(), v1::FINISH_REASON_STOP);
