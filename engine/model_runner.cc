@@ -131,7 +131,6 @@ ModelRunner::ModelRunner(Device& device, const ModelWeights& weights,
 absl::StatusOr<StepResult> ModelRunner::Run(const StepBatch& batch) {
   RETURN_IF_ERROR(Check(batch));
   StepResult result;
-  result.tokens.resize(batch.sequences.size());
   if (batch.sequences.empty()) return result;
 
   BatchView view;
@@ -165,12 +164,18 @@ absl::Status ModelRunner::Check(const StepBatch& batch) const {
                                 limits.max_sequences));
   }
   size_t num_rows = 0;
+  size_t num_draws = 0;
   for (const SequenceStep& sequence : batch.sequences) {
     num_rows += sequence.token_ids.size();
+    num_draws += sequence.draws.size();
     RETURN_IF_ERROR(CheckSequence(sequence));
   }
   if (num_rows > static_cast<size_t>(limits.max_rows)) {
     return Invalid(absl::StrCat(num_rows, " rows, over ", limits.max_rows));
+  }
+  if (num_draws > static_cast<size_t>(limits.max_sequences)) {
+    return Invalid(
+        absl::StrCat(num_draws, " draws, over ", limits.max_sequences));
   }
   return absl::OkStatus();
 }
@@ -202,6 +207,9 @@ absl::Status ModelRunner::CheckSequence(const SequenceStep& sequence) const {
                                   weights_.config.vocab_size));
     }
   }
+  for (const SamplingState* draw : sequence.draws) {
+    if (draw == nullptr) return Invalid("a draw without a sampling state");
+  }
   return absl::OkStatus();
 }
 
@@ -213,6 +221,7 @@ void ModelRunner::Stage(const StepBatch& batch, BatchView& view,
   staging_.row_begin.assign(1, 0);
   staging_.sample_rows.clear();
   staging_.sample_sequence.clear();
+  staging_.sample_token.clear();
   staging_.params.clear();
   staging_.adjustments.clear();
 
@@ -247,8 +256,8 @@ void ModelRunner::Stage(const StepBatch& batch, BatchView& view,
     std::copy_n(sequence.block_table.begin(), num_blocks,
                 staging_.block_tables.begin() +
                     static_cast<int64_t>(s) * view.max_blocks);
-    if (sequence.sampling != nullptr) {
-      StageSample(sequence, s, row_end - 1, result);
+    for (const SamplingState* draw : sequence.draws) {
+      StageDraw(*draw, s, row_end - 1, result);
     }
   }
   view.num_rows = staging_.row_begin.back();
@@ -260,11 +269,12 @@ void ModelRunner::Stage(const StepBatch& batch, BatchView& view,
   }
 }
 
-void ModelRunner::StageSample(const SequenceStep& sequence, int32_t index,
-                              int32_t last_row, StepResult& result) {
+void ModelRunner::StageDraw(const SamplingState& draw, int32_t sequence,
+                            int32_t row, StepResult& result) {
   std::vector<TokenAdjustment>& adjustments = staging_.adjustments;
-  SampledToken& token = result.tokens[index].emplace();
-  const SampleParams params = sequence.sampling->Fill(adjustments);
+  const auto index = static_cast<int32_t>(result.tokens.size());
+  SampledToken& token = result.tokens.emplace_back();
+  const SampleParams params = draw.Fill(adjustments);
   // An id outside the vocabulary would write into a neighbour's logits.
   for (int32_t i = params.adjustments_begin; i < params.adjustments_end; ++i) {
     const int32_t id = adjustments[i].token_id;
@@ -279,8 +289,9 @@ void ModelRunner::StageSample(const SequenceStep& sequence, int32_t index,
     adjustments.resize(params.adjustments_begin);
     return;
   }
-  staging_.sample_rows.push_back(last_row);
-  staging_.sample_sequence.push_back(index);
+  staging_.sample_rows.push_back(row);
+  staging_.sample_sequence.push_back(sequence);
+  staging_.sample_token.push_back(index);
   staging_.params.push_back(params);
 }
 
@@ -323,11 +334,10 @@ void ModelRunner::Collect(StepResult& result) const {
   const int32_t vocab_size = weights_.config.vocab_size;
   for (size_t r = 0; r < staging_.results.size(); ++r) {
     const SampleResult& sampled = staging_.results[r];
-    const int32_t sequence = staging_.sample_sequence[r];
-    SampledToken& token = *result.tokens[sequence];
+    SampledToken& token = result.tokens[staging_.sample_token[r]];
     token.status = OutcomeStatus(sampled, vocab_size);
     if (options_.logits_hook) {
-      options_.logits_hook(sequence,
+      options_.logits_hook(staging_.sample_sequence[r],
                            std::span(staging_.raw_logits)
                                .subspan(r * static_cast<size_t>(vocab_size),
                                         static_cast<size_t>(vocab_size)));

@@ -25,15 +25,16 @@ struct ModelRunnerOptions {
   // The store's layer that each layer of the model reads and writes. Empty:
   // its own number.
   std::vector<int32_t> kv_layers;
-  // Where set: called within Run for each sampled row, in the batch's order,
-  // with the raw logits [V]. For tests; costs a copy per row.
+  // Where set: called within Run for each draw, in the batch's order, with the
+  // raw logits [V] of the row that it drew from. For tests; costs a copy per
+  // draw.
   std::function<void(int32_t sequence, std::span<const float> logits)>
       logits_hook;
 };
 
 // Run may be called by one thread at a time; nothing else here has state. A
-// batch that breaks the limits, an id outside the vocabulary or the store, is
-// INVALID_ARGUMENT before anything is issued.
+// batch that breaks the limits, a null draw, an id outside the vocabulary or
+// the store, is INVALID_ARGUMENT before anything is issued.
 class ModelRunner : public StepRunner {
  public:
   // Device, weights and store outlive the runner. INVALID_ARGUMENT when model
@@ -54,8 +55,9 @@ class ModelRunner : public StepRunner {
     std::vector<int32_t> row_sequence;     // [T]
     std::vector<int32_t> row_begin;        // [S + 1]
     std::vector<int32_t> block_tables;     // [S, max_blocks]
-    std::vector<int32_t> sample_rows;      // [R]
+    std::vector<int32_t> sample_rows;      // [R] one for each draw
     std::vector<int32_t> sample_sequence;  // [R] the row's s
+    std::vector<int32_t> sample_token;     // [R] index into the result's tokens
     std::vector<SampleParams> params;      // [R]
     std::vector<TokenAdjustment> adjustments;
     std::vector<std::byte> packed;      // all of the above, as sent
@@ -71,8 +73,9 @@ class ModelRunner : public StepRunner {
   // Fills staging_ and the sizes of the two views.
   void Stage(const StepBatch& batch, BatchView& view, SampleBatch& samples,
              StepResult& result);
-  void StageSample(const SequenceStep& sequence, int32_t index,
-                   int32_t last_row, StepResult& result);
+  // Adds the draw's token to `result`, failed already where it cannot be drawn.
+  void StageDraw(const SamplingState& draw, int32_t sequence, int32_t row,
+                 StepResult& result);
   // Sends staging_ to the device and points the views there.
   absl::Status Send(BatchView& view, SampleBatch& samples);
   void Collect(StepResult& result) const;

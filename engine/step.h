@@ -5,7 +5,6 @@
 #define OVERFILL_ENGINE_STEP_H_
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,11 +22,12 @@ struct SequenceStep {
   int32_t start_position = 0;
   // Blocks of the pool's store, covering [0, start_position + num_rows).
   std::span<const int32_t> block_table;
-  // Set: a token is sampled from the last row's logits. Not changed.
-  const SamplingState* sampling = nullptr;
+  // Each draws a token from the last row's logits: one for every sample that
+  // continues here. Empty: none is drawn. None is null; not changed.
+  std::span<const SamplingState* const> draws;
 };
 
-// The spans stay alive until Run returns.
+// The spans, and the states they point at, stay alive until Run returns.
 struct StepBatch {
   std::vector<SequenceStep> sequences;
 };
@@ -36,19 +36,20 @@ struct SampledToken {
   int32_t token_id = -1;
   float logprob = 0;                                    // if asked for
   std::vector<std::pair<int32_t, float>> top_logprobs;  // best first
-  // Not OK: this row alone failed (its logits were not finite).
+  // Not OK: this draw alone failed, or its row did (its logits were not
+  // finite) with all draws from it.
   absl::Status status;
 };
 
 struct StepResult {
-  // Parallel to StepBatch::sequences; set where sampling was.
-  std::vector<std::optional<SampledToken>> tokens;
+  // One for each draw, in the order of the sequences and of their draws.
+  std::vector<SampledToken> tokens;
 };
 
 // What one step may hold at most.
 struct StepLimits {
-  int32_t max_rows = 0;  // over all sequences
-  int32_t max_sequences = 0;
+  int32_t max_rows = 0;             // over all sequences
+  int32_t max_sequences = 0;        // also the draws of all sequences together
   int32_t max_sequence_tokens = 0;  // positions of one sequence
 };
 

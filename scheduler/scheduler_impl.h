@@ -9,7 +9,6 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -95,9 +94,8 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Applying.
-  void TakeToken(const SequencePtr& sequence,
-                 const std::optional<SampledToken>& token, SteadyTime now)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TakeToken(const SequencePtr& sequence, const SampledToken& token,
+                 SteadyTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TellToken(Sequence& sequence, SteadyTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LeavePrompt(const SequencePtr& sequence, SteadyTime now)

@@ -135,7 +135,8 @@ void SchedulerImpl::AddRows(const SequencePtr& sequence, int32_t prompt_rows,
               : std::span(sequence->request.prompt_ids).subspan(begin, rows),
       .start_position = begin,
       .block_table = step.tables.back(),
-      .sampling = samples ? &sequence->sampling : nullptr,
+      .draws = samples ? std::span<const SamplingState* const>(sequence->draws)
+                       : std::span<const SamplingState* const>(),
   });
   step.sequences.push_back(sequence);
   (is_decode ? step.num_decode_rows : step.num_prompt_rows) += rows;
@@ -144,7 +145,11 @@ void SchedulerImpl::AddRows(const SequencePtr& sequence, int32_t prompt_rows,
 void SchedulerImpl::Apply(std::unique_ptr<Step> step,
                           absl::StatusOr<StepResult> result, double seconds) {
   const size_t num_sequences = step->sequences.size();
-  if (result.ok() && result->tokens.size() != num_sequences) {
+  size_t num_draws = 0;
+  for (const SequenceStep& rows : step->batch.sequences) {
+    num_draws += rows.draws.size();
+  }
+  if (result.ok() && result->tokens.size() != num_draws) {
     result = absl::InternalError("the step's result has another shape");
   }
   if (!result.ok()) {
@@ -160,16 +165,19 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
     At(step->pool).is_stepping = false;
     At(step->pool).last_step = now;
     Expire(now);
+    size_t next_token = 0;
     for (size_t i = 0; i < num_sequences; ++i) {
       const SequencePtr& sequence = step->sequences[i];
+      const SequenceStep& rows = step->batch.sequences[i];
+      const size_t token = next_token;
+      next_token += rows.draws.size();
       if (sequence->state == SequenceState::kEnded) continue;
       if (!result.ok()) {
         End(sequence, absl::InternalError("the model failed on this step"));
         continue;
       }
-      const SequenceStep& rows = step->batch.sequences[i];
       sequence->num_computed += static_cast<int32_t>(rows.token_ids.size());
-      if (rows.sampling) TakeToken(sequence, result->tokens[i], now);
+      if (!rows.draws.empty()) TakeToken(sequence, result->tokens[token], now);
     }
     // The other pool, too: what this step held may be free now.
     changed_.NotifyAll();
@@ -178,11 +186,9 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
 }
 
 void SchedulerImpl::TakeToken(const SequencePtr& sequence,
-                              const std::optional<SampledToken>& token,
-                              SteadyTime now) {
-  absl::Status status =
-      token ? token->status : absl::InternalError("no token was sampled");
-  if (status.ok() && token->token_id < 0) {
+                              const SampledToken& token, SteadyTime now) {
+  absl::Status status = token.status;
+  if (status.ok() && token.token_id < 0) {
     status = absl::InternalError("a token without an id");
   }
   if (!status.ok()) {
@@ -194,9 +200,9 @@ void SchedulerImpl::TakeToken(const SequencePtr& sequence,
   // One owner of each token index, and none twice.
   OVERFILL_CHECK(sequence->sampling.token_index() ==
                  static_cast<uint32_t>(sequence->output.num_tokens()));
-  sequence->sampling.Accept(token->token_id);
-  OutputStream::Output output = sequence->output.Accept(*token);
-  sequence->last_token = token->token_id;
+  sequence->sampling.Accept(token.token_id);
+  OutputStream::Output output = sequence->output.Accept(token);
+  sequence->last_token = token.token_id;
   TellToken(*sequence, now);
   Post(sequence, std::move(output.delta));
   if (output.end) {

@@ -65,6 +65,7 @@ struct Sequence {
   int32_t num_computed = 0;  // positions [0, num_computed) have their KV
   int32_t last_token = -1;   // the next one to go into a model
   SamplingState sampling;
+  const std::array<const SamplingState*, 1> draws = {&sampling};
   OutputStream output;
   std::array<StoreHolding, 2> holdings;  // by store
   std::array<bool, 2> has_slot{};        // by PoolId

@@ -4,124 +4,17 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <numeric>
-#include <random>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "engine/kv_store.h"
 #include "gtest/gtest.h"
-#include "kernels/device.h"
-#include "tests/engine/tiny_model.h"
+#include "tests/engine/model_runner_fixture.h"
 
 namespace overfill {
 namespace {
-
-constexpr int32_t kBlockTokens = 4;
-// One for each sequence of the largest batch: no two write into one block.
-constexpr int32_t kNumBlocks = 128;
-constexpr StepLimits kLimits = {
-    .max_rows = 256, .max_sequences = 128, .max_sequence_tokens = 100};
-// Sums in another order only; logits are near 1.
-constexpr float kTolerance = 2e-5f;
-
-using Logits = std::vector<float>;
-
-SamplingParams Greedy() {
-  SamplingParams params;
-  params.temperature = 0;
-  return params;
-}
-
-class ModelRunnerTest : public testing::Test {
- protected:
-  ModelRunnerTest()
-      : device_(*MakeDevice("cpu", {.num_threads = 2})),
-        model_(*device_, /*num_layers=*/3, /*seed=*/11),
-        store_(Store(model_.weights().config.num_layers)),
-        runner_(*ModelRunner::Create(*device_, model_.weights(), *store_,
-                                     Options())) {
-    Poison(*store_);
-    std::mt19937 random(5);
-    for (int32_t& id : tokens_) id = random() % TinyModel::kPoisonedToken;
-    std::iota(blocks_.begin(), blocks_.end(), 0);
-    std::shuffle(blocks_.begin(), blocks_.end(), random);
-  }
-
-  std::unique_ptr<KvStore> Store(int32_t num_layers) {
-    KvLayout layout =
-        KvLayoutOf(model_.weights().config, DType::kF32, kBlockTokens);
-    layout.num_layers = num_layers;
-    return *KvStore::Create(*device_, layout,
-                            kNumBlocks * *KvBlockBytes(layout));
-  }
-
-  // All bits set is a NaN: what is read before it is written shows.
-  static void Poison(const KvStore& store) {
-    std::memset(store.view().data, 0xff,
-                store.num_blocks() * store.block_bytes());
-  }
-
-  ModelRunnerOptions Options() {
-    ModelRunnerOptions options;
-    options.limits = kLimits;
-    options.logits_hook = [this](int32_t sequence, std::span<const float> row) {
-      logits_.resize(std::max<size_t>(logits_.size(), sequence + 1));
-      logits_[sequence].assign(row.begin(), row.end());
-    };
-    return options;
-  }
-
-  // `num_rows` of the test's tokens from `start`, in the blocks from the
-  // `first_block`th of the shuffled list.
-  SequenceStep Rows(int32_t start, int32_t num_rows, int32_t first_block) {
-    const int32_t num_blocks =
-        (start + num_rows + kBlockTokens - 1) / kBlockTokens;
-    return {
-        .token_ids = std::span<const int32_t>(tokens_).subspan(start, num_rows),
-        .start_position = start,
-        .block_table =
-            std::span<const int32_t>(blocks_).subspan(first_block, num_blocks),
-        .sampling = &greedy_};
-  }
-
-  // The logits after each sequence's last row.
-  std::vector<Logits> Run(std::vector<SequenceStep> sequences) {
-    logits_.assign(sequences.size(), {});
-    auto result = runner_->Run({.sequences = std::move(sequences)});
-    EXPECT_TRUE(result.ok()) << result.status();
-    last_result_ = *std::move(result);
-    return logits_;
-  }
-
-  static float Difference(const Logits& a, const Logits& b) {
-    if (a.size() != b.size() || a.empty()) return INFINITY;
-    float worst = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-      const float difference = std::abs(a[i] - b[i]);
-      if (!(difference <= worst)) worst = difference;  // a NaN stays
-    }
-    return worst;
-  }
-
-  static int32_t ArgMax(const Logits& logits) {
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
-                                logits.begin());
-  }
-
-  const std::unique_ptr<Device> device_;
-  TinyModel model_;
-  std::unique_ptr<KvStore> store_;
-  std::vector<Logits> logits_;
-  StepResult last_result_;
-  std::unique_ptr<ModelRunner> runner_;
-  std::vector<int32_t> tokens_ = std::vector<int32_t>(100);
-  std::vector<int32_t> blocks_ = std::vector<int32_t>(kNumBlocks);
-  const SamplingParams greedy_params_ = Greedy();
-  const SamplingState greedy_{&greedy_params_, {}, 0};
-};
 
 TEST_F(ModelRunnerTest, ChunksOfAPromptGiveTheLogitsOfTheWhole) {
   const Logits whole = Run({Rows(0, 30, 0)})[0];
@@ -166,20 +59,19 @@ TEST_F(ModelRunnerTest, ALongerTableThanTheStepReadsIsWelcome) {
   EXPECT_LT(Difference(Run({step, Rows(0, 2, 40)})[0], want), kTolerance);
 }
 
-TEST_F(ModelRunnerTest, OnlySampledSequencesHaveTokens) {
+TEST_F(ModelRunnerTest, OnlyDrawsHaveTokens) {
   SequenceStep silent = Rows(0, 5, 0);
-  silent.sampling = nullptr;
+  silent.draws = {};
   Run({silent, Rows(0, 7, 10)});
-  EXPECT_FALSE(last_result_.tokens[0].has_value());
-  ASSERT_TRUE(last_result_.tokens[1].has_value());
+  ASSERT_EQ(last_result_.tokens.size(), 1u);
   EXPECT_TRUE(logits_[0].empty());
-  EXPECT_EQ(last_result_.tokens[1]->token_id, ArgMax(logits_[1]));
+  EXPECT_EQ(last_result_.tokens[0].token_id, ArgMax(logits_[1]));
   // The silent one's KV is there all the same.
   const Logits after = Run({Rows(5, 2, 0)})[0];
   EXPECT_LT(Difference(after, Run({Rows(0, 7, 20)})[0]), kTolerance);
 
   Run({silent});
-  EXPECT_FALSE(last_result_.tokens[0].has_value());
+  EXPECT_TRUE(last_result_.tokens.empty());
   Run({});
   EXPECT_TRUE(last_result_.tokens.empty());
 }
@@ -191,11 +83,11 @@ TEST_F(ModelRunnerTest, ANonFiniteRowFailsAlone) {
   SequenceStep poisoned = Rows(0, 10, 30);
   poisoned.token_ids = bad;
   const auto together = Run({Rows(0, 9, 0), poisoned, Rows(0, 12, 10)});
-  EXPECT_EQ(last_result_.tokens[1]->status.code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(last_result_.tokens[1]->token_id, -1);
+  EXPECT_EQ(last_result_.tokens[1].status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(last_result_.tokens[1].token_id, -1);
   for (const auto& [got, want] : {std::pair(0, 0), std::pair(2, 1)}) {
-    EXPECT_TRUE(last_result_.tokens[got]->status.ok());
-    EXPECT_EQ(last_result_.tokens[got]->token_id, ArgMax(alone[want]));
+    EXPECT_TRUE(last_result_.tokens[got].status.ok());
+    EXPECT_EQ(last_result_.tokens[got].token_id, ArgMax(alone[want]));
     EXPECT_LT(Difference(together[got], alone[want]), kTolerance);
   }
   // Whoever gets the failed sequence's blocks next is unharmed.
@@ -209,12 +101,13 @@ TEST_F(ModelRunnerTest, LogprobsAreOfTheRawLogits) {
   const int32_t best = ArgMax(plain);
   params.logit_bias = {{best, -100.0f}};  // the choice, not the logprobs
   const SamplingState state(&params, {}, 0);
+  const SamplingState* const draw = &state;
   SequenceStep step = Rows(0, 8, 0);
-  step.sampling = &state;
+  step.draws = std::span(&draw, 1);
   const Logits raw = Run({Rows(0, 5, 20), step})[1];
   EXPECT_LT(Difference(raw, plain), kTolerance);
 
-  const SampledToken& token = *last_result_.tokens[1];
+  const SampledToken& token = last_result_.tokens[1];
   ASSERT_TRUE(token.status.ok());
   EXPECT_NE(token.token_id, best);
   double sum = 0;
@@ -227,7 +120,7 @@ TEST_F(ModelRunnerTest, LogprobsAreOfTheRawLogits) {
     EXPECT_NEAR(logprob, raw[id] - std::log(sum), 1e-4);
   }
   // Nobody asked the other one.
-  EXPECT_TRUE(last_result_.tokens[0]->top_logprobs.empty());
+  EXPECT_TRUE(last_result_.tokens[0].top_logprobs.empty());
 }
 
 TEST_F(ModelRunnerTest, BansHoldFromTheFirstToken) {
@@ -236,13 +129,14 @@ TEST_F(ModelRunnerTest, BansHoldFromTheFirstToken) {
   params.min_tokens = 1;
   params.min_tokens_banned_ids = {best};
   SamplingState state(&params, {}, 0);
+  const SamplingState* const draw = &state;
   SequenceStep step = Rows(0, 8, 0);
-  step.sampling = &state;
+  step.draws = std::span(&draw, 1);
   Run({step});
-  EXPECT_NE(last_result_.tokens[0]->token_id, best);
-  state.Accept(last_result_.tokens[0]->token_id);
+  EXPECT_NE(last_result_.tokens[0].token_id, best);
+  state.Accept(last_result_.tokens[0].token_id);
   Run({step});
-  EXPECT_EQ(last_result_.tokens[0]->token_id, best);
+  EXPECT_EQ(last_result_.tokens[0].token_id, best);
 }
 
 TEST_F(ModelRunnerTest, ADrawDependsOnNothingElseInTheBatch) {
@@ -253,23 +147,25 @@ TEST_F(ModelRunnerTest, ADrawDependsOnNothingElseInTheBatch) {
     params[i].seed = 77 + i;
     states.emplace_back(&params[i], std::span<const int32_t>(), 0);
   }
+  std::vector<const SamplingState*> draws;
+  for (const SamplingState& state : states) draws.push_back(&state);
   const auto step = [&](size_t i) {
     SequenceStep result = Rows(0, 3, static_cast<int32_t>(3 * i));
-    result.sampling = &states[i];
+    result.draws = std::span(draws).subspan(i, 1);
     return result;
   };
   std::vector<int32_t> alone;
   std::vector<SequenceStep> all;
   for (size_t i = 0; i < params.size(); ++i) {
     Run({step(i)});
-    alone.push_back(last_result_.tokens[0]->token_id);
+    alone.push_back(last_result_.tokens[0].token_id);
     all.push_back(step(i));
   }
   std::reverse(all.begin(), all.end());
   Run(all);
   std::vector<int32_t> together;
   for (const auto& token : last_result_.tokens) {
-    together.insert(together.begin(), token->token_id);
+    together.insert(together.begin(), token.token_id);
   }
   EXPECT_EQ(together, alone);
   std::sort(alone.begin(), alone.end());
@@ -283,10 +179,11 @@ TEST_F(ModelRunnerTest, LongAdjustmentListsGrowTheStaging) {
   std::iota(seen.begin(), seen.end(), 0);
   seen.erase(seen.begin() + 17);
   const SamplingState state(&params, seen, 0);
+  const SamplingState* const draw = &state;
   std::vector<SequenceStep> steps;
   for (int32_t i = 0; i < kLimits.max_sequences; ++i) {
     steps.push_back(Rows(0, 2, /*first_block=*/i));
-    steps.back().sampling = &state;
+    steps.back().draws = std::span(&draw, 1);
   }
   const auto logits = Run(steps);
   for (size_t i = 0; i < steps.size(); ++i) {
@@ -295,7 +192,7 @@ TEST_F(ModelRunnerTest, LongAdjustmentListsGrowTheStaging) {
       processed[id] =
           processed[id] > 0 ? processed[id] / 1e6f : processed[id] * 1e6f;
     }
-    EXPECT_EQ(last_result_.tokens[i]->token_id, ArgMax(processed));
+    EXPECT_EQ(last_result_.tokens[i].token_id, ArgMax(processed));
   }
 }
 
@@ -304,12 +201,13 @@ TEST_F(ModelRunnerTest, AnIdOutsideTheVocabularyFailsItsRowAlone) {
   for (int32_t bad : {TinyModel::kVocab, -1, 1 << 30}) {
     params.logit_bias = {{3, 1.0f}, {bad, 5.0f}};
     const SamplingState state(&params, {}, 0);
+    const SamplingState* const draw = &state;
     SequenceStep step = Rows(0, 4, 0);
-    step.sampling = &state;
+    step.draws = std::span(&draw, 1);
     const auto logits = Run({Rows(0, 6, 10), step, Rows(0, 7, 20)});
-    EXPECT_FALSE(last_result_.tokens[1]->status.ok());
-    EXPECT_EQ(last_result_.tokens[0]->token_id, ArgMax(logits[0]));
-    EXPECT_EQ(last_result_.tokens[2]->token_id, ArgMax(logits[2]));
+    EXPECT_FALSE(last_result_.tokens[1].status.ok());
+    EXPECT_EQ(last_result_.tokens[0].token_id, ArgMax(logits[0]));
+    EXPECT_EQ(last_result_.tokens[2].token_id, ArgMax(logits[2]));
   }
 }
 
@@ -319,12 +217,15 @@ TEST_F(ModelRunnerTest, BatchesThatBreakTheLimitsAreRefused) {
   const std::vector<int32_t> negative = {-1};
   const std::vector<int32_t> bad_block = {0, kNumBlocks};
   const std::vector<int32_t> negative_block = {-1};
+  const std::vector<const SamplingState*> full(kLimits.max_sequences, &greedy_);
+  const std::array<const SamplingState*, 2> missing = {&greedy_, nullptr};
   const auto with = [this](auto member, auto value) {
     SequenceStep step = Rows(0, 2, 0);
     step.*member = value;
     return std::vector<SequenceStep>{Rows(0, 2, 10), step};
   };
   using Ids = std::span<const int32_t>;
+  using Draws = std::span<const SamplingState* const>;
   const std::vector<std::vector<SequenceStep>> batches = {
       with(&SequenceStep::token_ids, Ids()),
       with(&SequenceStep::token_ids, Ids(many)),
@@ -337,6 +238,8 @@ TEST_F(ModelRunnerTest, BatchesThatBreakTheLimitsAreRefused) {
       with(&SequenceStep::block_table, Ids()),
       with(&SequenceStep::block_table, Ids(bad_block)),
       with(&SequenceStep::block_table, Ids(negative_block)),
+      with(&SequenceStep::draws, Draws(full)),  // and one beside them
+      with(&SequenceStep::draws, Draws(missing)),
       std::vector<SequenceStep>(kLimits.max_sequences + 1, Rows(0, 1, 0)),
       {Rows(0, 100, 0), Rows(0, 100, 0), Rows(0, 57, 0)},
   };

@@ -57,16 +57,17 @@ class PairEngineTest : public testing::Test {
     SamplingParams params;
     params.temperature = 0;
     const SamplingState sampling(&params, {}, 0);
+    const SamplingState* const draw = &sampling;
     StepBatch batch;
     batch.sequences.push_back({.token_ids = ids,
                                .start_position = start,
                                .block_table = table,
-                               .sampling = &sampling});
+                               .draws = std::span(&draw, 1)});
     const auto result = runner->Run(batch);
     EXPECT_TRUE(result.ok()) << result.status();
     if (!result.ok()) return -1;
-    EXPECT_TRUE(result->tokens[0]->status.ok());
-    return result->tokens[0]->token_id;
+    EXPECT_TRUE(result->tokens[0].status.ok());
+    return result->tokens[0].token_id;
   }
 
   TempDirectory directory_;

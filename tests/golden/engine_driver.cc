@@ -16,6 +16,7 @@ struct EngineDriver::Live {
   const DrivenRequest* request = nullptr;
   SamplingParams params;
   std::unique_ptr<SamplingState> sampling;
+  const SamplingState* draw = nullptr;  // the same one
   std::vector<int32_t> inputs;  // the prompt, then the answer as it grows
   int32_t num_done = 0;         // of inputs
   Side side = kPrefill;
@@ -58,6 +59,7 @@ absl::StatusOr<std::vector<DrivenAnswer>> EngineDriver::Run(
     sequence.side = PromptSide(run);
     sequence.sampling = std::make_unique<SamplingState>(
         &sequence.params, sequence.inputs, /*sample_index=*/0);
+    sequence.draw = sequence.sampling.get();
     const int64_t num_blocks =
         CeilDiv(static_cast<int64_t>(sequence.inputs.size()) + run.max_tokens,
                 pools_.block_tokens);
@@ -100,14 +102,13 @@ absl::Status EngineDriver::Step(const DrivenRun& run, Side side,
       if (random_() % 4 == 0) continue;  // sits this step out
       num_rows = 1 + static_cast<int32_t>(random_() % num_rows);
     }
-    const bool at_end = num_rows == sequence.num_pending();
+    const bool draws = run.sample_chunks || num_rows == sequence.num_pending();
     batch.sequences.push_back({
         .token_ids = std::span<const int32_t>(sequence.inputs)
                          .subspan(sequence.num_done, num_rows),
         .start_position = sequence.num_done,
         .block_table = sequence.tables[side],
-        .sampling =
-            at_end || run.sample_chunks ? sequence.sampling.get() : nullptr,
+        .draws = std::span(&sequence.draw, draws ? 1 : 0),
     });
     rows.push_back(&sequence);
     rows_left -= num_rows;
@@ -117,17 +118,17 @@ absl::Status EngineDriver::Step(const DrivenRun& run, Side side,
 
   ASSIGN_OR_RETURN(const StepResult result, Pool(side).runner->Run(batch));
   const LogitsTable& logits = *Pool(side).logits;
+  size_t next_token = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     Live& sequence = *rows[i];
     sequence.num_done +=
         static_cast<int32_t>(batch.sequences[i].token_ids.size());
-    OVERFILL_CHECK_EQ(result.tokens[i].has_value(),
-                      batch.sequences[i].sampling != nullptr);
-    if (!result.tokens[i]) continue;
+    if (batch.sequences[i].draws.empty()) continue;
     sequence.answer.logits_positions.push_back(sequence.num_done - 1);
     sequence.answer.logits.push_back(logits[i]);
-    RETURN_IF_ERROR(Finish(run, sequence, *result.tokens[i]));
+    RETURN_IF_ERROR(Finish(run, sequence, result.tokens.at(next_token++)));
   }
+  OVERFILL_CHECK_EQ(next_token, result.tokens.size());
   return absl::OkStatus();
 }
 

@@ -29,9 +29,22 @@ std::byte* Bytes(const KvView& kv, int64_t element) {
   return static_cast<std::byte*>(kv.data) + element * DTypeBytes(kv.dtype);
 }
 
+// A sequence's draws are samples of one request, at the same token.
+bool DrawsFirstToken(const SequenceStep& step) {
+  return !step.draws.empty() && step.draws[0]->token_index() == 0;
+}
+
+bool DrawsLaterToken(const SequenceStep& step) {
+  return !step.draws.empty() && step.draws[0]->token_index() > 0;
+}
+
 bool IsFirstDecodeStep(const SequenceStep& step) {
-  return step.sampling != nullptr && step.sampling->token_index() == 1 &&
+  return DrawsLaterToken(step) && step.draws[0]->token_index() == 1 &&
          step.token_ids.size() == 1;
+}
+
+uint64_t SeedOf(const SequenceStep& step) {
+  return step.draws[0]->params().seed;
 }
 
 }  // namespace
@@ -67,8 +80,8 @@ absl::StatusOr<StepResult> FaultyDecode::Run(const StepBatch& batch) {
   std::vector<std::vector<int32_t>> tables(batch.sequences.size());
   for (size_t i = 0; i < batch.sequences.size(); ++i) {
     SequenceStep& step = hurt.sequences[i];
-    if (step.sampling == nullptr || step.sampling->token_index() == 0) continue;
-    const uint64_t seed = step.sampling->params().seed;
+    if (!DrawsLaterToken(step)) continue;
+    const uint64_t seed = SeedOf(step);
     first_blocks_.emplace(seed, step.block_table[0]);
     if (IsFirstDecodeStep(step)) HurtKv(step.block_table, step.start_position);
     if (fault_ == Fault::kPositionsOffByOne) --step.start_position;
@@ -86,15 +99,16 @@ absl::StatusOr<StepResult> FaultyDecode::Run(const StepBatch& batch) {
 
 absl::StatusOr<StepResult> FirstTokenByDecode::Run(const StepBatch& batch) {
   ASSIGN_OR_RETURN(StepResult result, prefill_.Run(batch));
-  for (size_t i = 0; i < batch.sequences.size(); ++i) {
-    const SequenceStep& step = batch.sequences[i];
-    if (step.sampling == nullptr || step.sampling->token_index() != 0) continue;
+  auto tokens = result.tokens.begin();
+  for (const SequenceStep& step : batch.sequences) {
+    const auto first = std::exchange(tokens, tokens + std::ssize(step.draws));
+    if (!DrawsFirstToken(step)) continue;
     SequenceStep last = step;
     last.token_ids = step.token_ids.last(1);
     last.start_position =
         step.start_position + static_cast<int32_t>(step.token_ids.size()) - 1;
     ASSIGN_OR_RETURN(StepResult again, decode_.Run({.sequences = {last}}));
-    result.tokens[i] = std::move(again.tokens[0]);
+    std::move(again.tokens.begin(), again.tokens.end(), first);
   }
   return result;
 }
@@ -114,17 +128,14 @@ absl::StatusOr<StepResult> KvProbe::Run(const StepBatch& batch) {
   if (when_ == When::kBeforeDecode) {
     for (const SequenceStep& step : batch.sequences) {
       if (!IsFirstDecodeStep(step)) continue;
-      digests_.Add(step.sampling->params().seed,
-                   Digest(step.block_table, step.start_position));
+      digests_.Add(SeedOf(step), Digest(step.block_table, step.start_position));
     }
   }
   ASSIGN_OR_RETURN(StepResult result, inner_.Run(batch));
   if (when_ == When::kAfterPrefill) {
     for (const SequenceStep& step : batch.sequences) {
-      if (step.sampling == nullptr || step.sampling->token_index() != 0) {
-        continue;
-      }
-      digests_.Add(step.sampling->params().seed,
+      if (!DrawsFirstToken(step)) continue;
+      digests_.Add(SeedOf(step),
                    Digest(step.block_table,
                           step.start_position +
                               static_cast<int32_t>(step.token_ids.size())));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -45,6 +46,7 @@ int32_t FakeNext(uint64_t model, uint64_t digest, const SamplingState& sampling,
   std::vector<TokenAdjustment> adjustments;
   const SampleParams params = sampling.Fill(adjustments);
   uint64_t x = Mix(Mix(Mix(model, digest), params.seed), params.token_index);
+  x = Mix(x, params.sample_index);
   std::set<int32_t> banned;
   for (const TokenAdjustment& a : adjustments) {
     x = Mix(Mix(x, a.token_id), Mix(Bits(a.bias), a.output_count));
@@ -65,22 +67,10 @@ absl::StatusOr<StepResult> FakeModel::Run(const StepBatch& batch) {
   StepResult result;
   if (status.ok()) {
     const size_t count = batch.sequences.size();
-    result.tokens.resize(count);
-    for (const SequenceStep& step : batch.sequences) {
-      for (size_t row = 0; row < step.token_ids.size(); ++row) {
-        const bool is_last = row + 1 == step.token_ids.size();
-        if (fault == Fault::kPromptKvDropped && row > 0 && is_last) continue;
-        const int32_t position =
-            step.start_position + static_cast<int32_t>(row);
-        const int32_t block = step.block_table[position / store_->block_tokens];
-        store_->At(block, position % store_->block_tokens) =
-            FakeCell(salt_, position + (fault == Fault::kPositionOffByOne),
-                     step.token_ids[row]);
-      }
-    }
+    for (const SequenceStep& step : batch.sequences) WriteRows(step);
     for (size_t i = 0; i < count; ++i) {
       const SequenceStep& step = batch.sequences[i];
-      if (!step.sampling) continue;
+      if (step.draws.empty()) continue;
       SequenceStep read = step;
       if (fault == Fault::kTablesExchanged) {
         const auto& other = batch.sequences[(i + 1) % count];
@@ -88,9 +78,12 @@ absl::StatusOr<StepResult> FakeModel::Run(const StepBatch& batch) {
           read.block_table = other.block_table;
         }
       }
-      std::optional<SampledToken> scripted;
-      if (script) scripted = script(step);
-      result.tokens[i] = scripted ? *scripted : Sample(step, read);
+      const uint64_t digest = Read(step, read);
+      for (const SamplingState* draw : step.draws) {
+        std::optional<SampledToken> scripted;
+        if (script) scripted = script(step, *draw);
+        result.tokens.push_back(scripted ? *scripted : Draw(digest, *draw));
+      }
     }
   }
   ++num_steps_;
@@ -99,8 +92,20 @@ absl::StatusOr<StepResult> FakeModel::Run(const StepBatch& batch) {
   return result;
 }
 
-SampledToken FakeModel::Sample(const SequenceStep& step,
-                               const SequenceStep& read) {
+void FakeModel::WriteRows(const SequenceStep& step) {
+  for (size_t row = 0; row < step.token_ids.size(); ++row) {
+    const bool is_last = row + 1 == step.token_ids.size();
+    if (fault == Fault::kPromptKvDropped && row > 0 && is_last) continue;
+    const int32_t position = step.start_position + static_cast<int32_t>(row);
+    const int32_t block = step.block_table[position / store_->block_tokens];
+    store_->At(block, position % store_->block_tokens) =
+        FakeCell(salt_, position + (fault == Fault::kPositionOffByOne),
+                 step.token_ids[row]);
+  }
+}
+
+uint64_t FakeModel::Read(const SequenceStep& step,
+                         const SequenceStep& read) const {
   const int32_t end =
       step.start_position + static_cast<int32_t>(step.token_ids.size());
   uint64_t digest = 0;
@@ -113,9 +118,13 @@ SampledToken FakeModel::Sample(const SequenceStep& step,
     }
     digest = FakeDigest(digest, cell);
   }
-  const SamplingState fresh(&step.sampling->params(), {}, 0);
+  return digest;
+}
+
+SampledToken FakeModel::Draw(uint64_t digest, const SamplingState& draw) const {
+  const SamplingState fresh(&draw.params(), {}, 0);
   const SamplingState& sampling =
-      fault == Fault::kStateForgotten ? fresh : *step.sampling;
+      fault == Fault::kStateForgotten ? fresh : draw;
   SampledToken token;
   token.token_id = FakeNext(salt_, digest, sampling, vocab_size_);
   if (sampling.params().num_logprobs >= 0) {
@@ -128,11 +137,12 @@ SampledToken FakeModel::Sample(const SequenceStep& step,
 
 void FakeModel::Check(const StepBatch& batch) {
   int64_t rows = 0;
-  std::set<int32_t> blocks;
+  int64_t draws = 0;
   for (const SequenceStep& step : batch.sequences) {
     const auto count = static_cast<int64_t>(step.token_ids.size());
     const int64_t end = step.start_position + count;
     rows += count;
+    draws += std::ssize(step.draws);
     if (count == 0) Violate("a sequence without rows");
     if (end > limits_.max_sequence_tokens) Violate("too long a sequence");
     if (static_cast<int64_t>(step.block_table.size()) !=
@@ -143,13 +153,39 @@ void FakeModel::Check(const StepBatch& batch) {
       if (block < 0 || block >= store_->num_blocks) {
         Violate("a block outside the store");
       }
-      if (!blocks.insert(block).second) Violate("a block in two tables");
+    }
+    for (const SamplingState* draw : step.draws) {
+      if (draw == nullptr) Violate("a draw without a state");
     }
   }
+  CheckWrites(batch);
   if (batch.sequences.empty()) Violate("an empty step");
   if (rows > limits_.max_rows) Violate("too many rows");
   if (static_cast<int64_t>(batch.sequences.size()) > limits_.max_sequences) {
     Violate("too many sequences");
+  }
+  if (draws > limits_.max_sequences) Violate("too many draws");
+}
+
+void FakeModel::CheckWrites(const StepBatch& batch) {
+  std::map<int32_t, int> tables_of;
+  for (const SequenceStep& step : batch.sequences) {
+    for (int32_t block :
+         std::set<int32_t>(step.block_table.begin(), step.block_table.end())) {
+      ++tables_of[block];
+    }
+  }
+  for (const SequenceStep& step : batch.sequences) {
+    const auto first =
+        static_cast<size_t>(step.start_position / store_->block_tokens);
+    std::set<int32_t> own;
+    for (size_t i = 0; i < step.block_table.size(); ++i) {
+      const int32_t block = step.block_table[i];
+      if (!own.insert(block).second) Violate("a block twice in a table");
+      if (i >= first && tables_of[block] > 1) {
+        Violate("a block that one sequence writes in another's table");
+      }
+    }
   }
 }
 
@@ -216,13 +252,14 @@ absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
 }
 
 std::vector<int32_t> FakeAnswer(const Request& request, uint64_t prompt_model,
-                                uint64_t answer_model, int32_t vocab_size) {
+                                uint64_t answer_model, int32_t vocab_size,
+                                uint32_t sample_index) {
   uint64_t digest = 0;
   int32_t position = 0;
   for (int32_t token : request.prompt_ids) {
     digest = FakeDigest(digest, FakeCell(prompt_model, position++, token));
   }
-  SamplingState sampling(&request.sampling, request.prompt_ids, 0);
+  SamplingState sampling(&request.sampling, request.prompt_ids, sample_index);
   const StopRules& rules = request.stop_rules;
   std::vector<int32_t> answer;
   uint64_t model = prompt_model;

@@ -79,8 +79,10 @@ class FakeModel : public StepRunner {
 
   // To be set before the scheduler is made. Called within Run, before any row.
   std::function<absl::Status(const StepBatch&)> before_run;
-  // Called for each sampled row; a value replaces the token.
-  std::function<std::optional<SampledToken>(const SequenceStep&)> script;
+  // Called for each draw; a value replaces the token.
+  std::function<std::optional<SampledToken>(const SequenceStep&,
+                                            const SamplingState& draw)>
+      script;
   std::atomic<Fault> fault = Fault::kNone;
 
   // Run waits before its work while the gate is closed.
@@ -94,8 +96,13 @@ class FakeModel : public StepRunner {
 
  private:
   void Check(const StepBatch& batch);
+  // A block that a sequence writes is in no other table of the step.
+  void CheckWrites(const StepBatch& batch);
   void Violate(const std::string& what);
-  SampledToken Sample(const SequenceStep& step, const SequenceStep& read);
+  void WriteRows(const SequenceStep& step);
+  // The digest of what the step's last row reads, through the table of `read`.
+  uint64_t Read(const SequenceStep& step, const SequenceStep& read) const;
+  SampledToken Draw(uint64_t digest, const SamplingState& draw) const;
 
   const uint64_t salt_;
   FakeStore* const store_;
@@ -133,7 +140,8 @@ class FakeMover : public KvMover {
 // The answer that the request must get, made without blocks, steps or threads.
 // `prompt_model` reads the prompt and samples token 0.
 std::vector<int32_t> FakeAnswer(const Request& request, uint64_t prompt_model,
-                                uint64_t answer_model, int32_t vocab_size);
+                                uint64_t answer_model, int32_t vocab_size,
+                                uint32_t sample_index = 0);
 
 }  // namespace overfill
 

@@ -133,9 +133,10 @@ TEST(Failure, OfAStepEndsItsSequencesAndNoOthers) {
 TEST(Failure, OfARowIsThatRequestsAlone) {
   Rig rig;
   const auto script =
-      [](const SequenceStep& step) -> std::optional<SampledToken> {
-    if (step.sampling->params().seed != 666) return std::nullopt;
-    if (step.sampling->token_index() < 2) return std::nullopt;
+      [](const SequenceStep&,
+         const SamplingState& draw) -> std::optional<SampledToken> {
+    if (draw.params().seed != 666) return std::nullopt;
+    if (draw.token_index() < 2) return std::nullopt;
     SampledToken token;
     token.status = absl::InternalError("layer 3 is not finite");
     return token;
@@ -164,7 +165,7 @@ TEST(Failure, OfARowIsThatRequestsAlone) {
 
 TEST(Failure, OfATokenWithoutAnIdIsThatRequests) {
   Rig rig;
-  rig.full.script = [](const SequenceStep& step) {
+  rig.full.script = [](const SequenceStep&, const SamplingState&) {
     return std::optional<SampledToken>(SampledToken{});
   };
   rig.ExpectStatus(rig.Submit(DecodePath::kTwoStage, 5, 3), kInternal);

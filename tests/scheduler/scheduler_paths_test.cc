@@ -210,9 +210,9 @@ TEST_P(SchedulerPaths, AStopCrossesTheBoundaryOfThePools) {
        {"say", "ay STOP", "STOP", "s", "say STOP now"}) {
     for (bool include_stop : {false, true}) {
       Rig rig(Options());
-      const auto script = [&](const SequenceStep& step) {
+      const auto script = [&](const SequenceStep&, const SamplingState& draw) {
         SampledToken token;
-        token.token_id = ByteToken(answer[step.sampling->token_index()]);
+        token.token_id = ByteToken(answer[draw.token_index()]);
         return std::optional<SampledToken>(token);
       };
       rig.full.script = script;
