@@ -62,14 +62,27 @@ class StepRunner {
   virtual absl::StatusOr<StepResult> Run(const StepBatch& batch) = 0;
 };
 
-// How finished prompt KV becomes the decode pool's, where the pools do not
-// share a store (kv_map's projection, two devices). Blocks; one thread at a
+// Digests of the moved positions' KV (see kv_digest.h), where bytes are copied:
+// of what was read, and of what is there after the copy, each read for itself.
+// Unset where the bytes change on the way (kv_map's projection).
+struct KvMoveResult {
+  std::optional<uint64_t> sent_digest;
+  std::optional<uint64_t> received_digest;
+};
+
+// How KV gets from one store to another, or from block to block within one: a
+// prompt's to the decode pool where the pools do not share a store (kv_map's
+// projection, two devices), a preempted sequence's to host memory and back, a
+// shared block's to the one who goes on to write it. Blocks; one thread at a
 // time; safe beside Run of either pool when the blocks are not in its batch.
 class KvMover {
  public:
   virtual ~KvMover() = default;
-  // Fills the destination store's blocks from the source store's.
-  virtual absl::Status Move(std::span<const BlockCopy> blocks) = 0;
+  // Fills the destination store's blocks from the source store's. Each of
+  // `blocks` but the last is full; the first begins at `first_position` of its
+  // sequence. In one store, no destination is a source.
+  virtual absl::StatusOr<KvMoveResult> Move(std::span<const BlockCopy> blocks,
+                                            int32_t first_position) = 0;
 };
 
 }  // namespace overfill

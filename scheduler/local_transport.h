@@ -1,12 +1,16 @@
-// Copies between two stores of one process, by a KvMover on a thread of its
+// Copies between the stores of one process, by KvMovers on threads of their
 // own.
 #ifndef OVERFILL_SCHEDULER_LOCAL_TRANSPORT_H_
 #define OVERFILL_SCHEDULER_LOCAL_TRANSPORT_H_
 
 #include <cstdint>
 #include <deque>
-#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "base/mutex.h"
 #include "engine/step.h"
@@ -14,31 +18,58 @@
 
 namespace overfill {
 
-// Thread-safe. Transfers go one after the other, in the order of Send.
+// A link is a pair of stores with its mover and its thread. The transfers of a
+// link go one after the other, in the order of Send; the links do not wait for
+// each other.
+//
+// A copy under way cannot be stopped from outside, so its fence ends with it:
+// on_fenced follows when Move returns. One that never returns stays fencing for
+// ever, and its blocks stay quarantined, where the counts show them; what waits
+// behind it on its link can be abandoned and fenced, and the other links work
+// on.
 class LocalTransport : public KvTransport {
  public:
-  // `mover` outlives the transport. `on_commit` is called on its thread with
-  // no lock held.
-  LocalTransport(KvMover* mover,
-                 std::function<void(const KvCommit&)> on_commit);
-  // Waits for the copy under way; the commits of what has not begun say
-  // UNAVAILABLE.
+  using Movers = std::map<std::pair<int32_t, int32_t>, KvMover*>;
+
+  // The mover of each link, by (from_store, to_store); none serves two links.
+  // They outlive the transport.
+  explicit LocalTransport(const Movers& movers);
+  // Waits for the copies under way; the commits of what has not begun say
+  // UNAVAILABLE. All events have come when it returns. Nothing is sent from
+  // here on.
   ~LocalTransport() override;
 
+  void Start(KvTransportEvents events) override;
+  // CHECKs that there is such a link.
   void Send(KvTransfer transfer) override;
   bool Abandon(uint64_t uid, uint32_t epoch) override;
+  void Fence(uint64_t uid, uint32_t epoch) override;
 
  private:
-  void Loop();
-  KvCommit Copy(const KvTransfer& transfer);
+  using Id = std::pair<uint64_t, uint32_t>;  // uid, epoch
+  struct Link {
+    KvMover* mover = nullptr;
+    std::deque<KvTransfer> waiting;
+    std::optional<Id> moving;
+    int num_fences = 0;  // that wait for the end of what is moving
+    std::thread thread;
+  };
 
-  KvMover* const mover_;
-  const std::function<void(const KvCommit&)> on_commit_;
+  void LinkLoop(Link* link);
+  // The end of what the link has moved.
+  void Finish(Link* link, const KvCommit& commit);
+  void FenceLoop();
+  static KvCommit Copy(KvMover* mover, const KvTransfer& transfer);
+  bool EraseWaiting(Id id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  KvTransportEvents events_;  // set by Start
   Mutex mu_;
   CondVar changed_;
-  std::deque<KvTransfer> waiting_ ABSL_GUARDED_BY(mu_);
+  std::map<std::pair<int32_t, int32_t>, Link> links_ ABSL_GUARDED_BY(mu_);
+  std::deque<Id> fenced_ ABSL_GUARDED_BY(mu_);  // to be told
   bool is_stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;  // the last member: it uses the others
+  bool is_last_fence_known_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread fence_thread_;  // tells of fences that need no wait
 };
 
 }  // namespace overfill

@@ -40,8 +40,11 @@ SchedulerImpl::SchedulerImpl(const SchedulerOptions& options,
     }
   }
   if (!stores_.is_shared()) {
-    transport_ = std::make_unique<LocalTransport>(
-        backend_.mover, [this](const KvCommit& commit) { OnCommit(commit); });
+    transport_ = std::make_unique<LocalTransport>(LocalTransport::Movers{
+        {{kPrefillStore, kDecodeStore}, backend_.mover}});
+    transport_->Start(
+        {.on_commit = [this](const KvCommit& commit) { OnCommit(commit); },
+         .on_fenced = [](uint64_t uid, uint32_t epoch) {}});
   }
   PoolHost* const host = this;
   threads_[0] =

@@ -1,5 +1,5 @@
 // The scheduler behind its interface. What decides is in pure parts (planner,
-// ledger, admission, migration); here they meet threads and one lock.
+// ledger, admission, transfer rules); here they meet threads and one lock.
 #ifndef OVERFILL_SCHEDULER_SCHEDULER_IMPL_H_
 #define OVERFILL_SCHEDULER_SCHEDULER_IMPL_H_
 

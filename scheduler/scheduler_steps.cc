@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/log.h"
-#include "scheduler/migration.h"
 #include "scheduler/scheduler_impl.h"
+#include "scheduler/transfer_rules.h"
 
 namespace overfill {
 namespace {
@@ -258,6 +258,8 @@ void SchedulerImpl::BeginCopy(const SequencePtr& sequence) {
       .sequence = sequence,
       .transfer = {.uid = sequence->uid,
                    .epoch = sequence->epoch,
+                   .from_store = from,
+                   .to_store = to,
                    .coverage = {0, sequence->num_computed},
                    .block_tokens = stores_.block_tokens,
                    .source = sequence->holdings[from].table,

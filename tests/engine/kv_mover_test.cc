@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "gtest/gtest.h"
 #include "kernels/device.h"
+#include "tests/test_seed.h"
 
 namespace overfill {
 namespace {
@@ -114,7 +116,7 @@ TEST_P(KvMoverTest, CopiesEveryByteOfTheNamedLayers) {
                                   {.source_layers = layers});
   ASSERT_TRUE(mover.ok()) << mover.status();
   const std::vector<BlockCopy> copies = {{5, 1, 4}, {0, 4, 4}, {2, 0, 3}};
-  ASSERT_TRUE((*mover)->Move(copies).ok());
+  ASSERT_TRUE((*mover)->Move(copies, 0).ok());
 
   const Cell moved = [&](int32_t layer, int half, int32_t head, int32_t block,
                          int32_t slot, int32_t i) {
@@ -169,7 +171,11 @@ TEST_P(KvMoverTest, ProjectsKAndVByTheirOwnMaps) {
       BlockMover::Create(*device_, *source, *destination, std::move(rules));
   ASSERT_TRUE(mover.ok()) << mover.status();
   const std::vector<BlockCopy> copies = {{3, 0, 4}, {1, 2, 1}};
-  ASSERT_TRUE((*mover)->Move(copies).ok());
+  const auto result = (*mover)->Move(copies, 0);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_FALSE(result->sent_digest || result->received_digest);
+  EXPECT_EQ((*mover)->DestinationDigest(copies, 0).status().code(),
+            absl::StatusCode::kUnimplemented);
 
   const KvView& kv = destination->view();
   double worst[2] = {0, 0};  // as it should be; with K's and V's maps swapped
@@ -255,11 +261,99 @@ TEST_P(KvMoverTest, BlocksOutsideTheStoresAreRefusedBeforeAnyMove) {
        {BlockCopy{3, 0, 1}, BlockCopy{-1, 0, 1}, BlockCopy{0, 2, 1},
         BlockCopy{0, -1, 1}, BlockCopy{0, 0, 5}, BlockCopy{0, 0, -1}}) {
     const std::vector<BlockCopy> copies = {{0, 0, 4}, bad};
-    EXPECT_EQ((*mover)->Move(copies).code(),
+    EXPECT_EQ((*mover)->Move(copies, 0).status().code(),
               absl::StatusCode::kInvalidArgument);
   }
+  const std::vector<BlockCopy> good = {{0, 0, 4}};
+  for (int32_t first_position : {-1, std::numeric_limits<int32_t>::max() - 3}) {
+    EXPECT_EQ((*mover)->Move(good, first_position).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  const std::vector<BlockCopy> written_twice = {{0, 1, 4}, {2, 1, 4}};
+  EXPECT_EQ((*mover)->Move(written_twice, 0).status().code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(CountWrong(destination->view(), {}, Mark, kUntouched), 0);
-  EXPECT_TRUE((*mover)->Move({}).ok());
+  EXPECT_TRUE((*mover)->Move({}, 0).ok());
+}
+
+TEST_P(KvMoverTest, DigestsAreOfThePositionsWhereverTheyLie) {
+  auto source = Store(/*num_layers=*/4, 2, 80, /*num_blocks=*/6);
+  auto small = Store(/*num_layers=*/3, 2, 80, /*num_blocks=*/5);
+  auto large = Store(/*num_layers=*/3, 2, 80, /*num_blocks=*/9);
+  FillAll(source->view(), Mark);
+  FillAll(small->view(), kUntouched);
+  FillAll(large->view(), Mark);
+  const KvMoveRules rules = {.source_layers = {0, 2, 3}};
+  auto to_small = BlockMover::Create(*device_, *source, *small, rules);
+  auto to_large = BlockMover::Create(*device_, *small, *large,
+                                     {.source_layers = {0, 1, 2}});
+  ASSERT_TRUE(to_small.ok() && to_large.ok());
+  const auto out = (*to_small)->Move(
+      std::vector<BlockCopy>{{5, 1, 4}, {0, 4, 4}, {2, 0, 3}}, 8);
+  ASSERT_TRUE(out.ok()) << out.status();
+  ASSERT_TRUE(out->sent_digest.has_value());
+  EXPECT_EQ(out->sent_digest, out->received_digest);
+  // On to other blocks of a store that held something else.
+  const std::vector<BlockCopy> copies = {{1, 8, 4}, {4, 0, 4}, {0, 3, 3}};
+  const auto on = (*to_large)->Move(copies, 8);
+  ASSERT_TRUE(on.ok()) << on.status();
+  EXPECT_EQ(on->sent_digest, out->received_digest);
+  EXPECT_EQ(on->received_digest, out->received_digest);
+  // Elsewhere in the sequence, or fewer of the slots, are something else.
+  EXPECT_NE(*(*to_large)->SourceDigest(copies, 0), *on->sent_digest);
+  EXPECT_NE(*(*to_large)->SourceDigest(
+                std::vector<BlockCopy>{{1, 8, 4}, {4, 0, 4}, {0, 3, 2}}, 8),
+            *on->sent_digest);
+  EXPECT_NE(*(*to_large)->SourceDigest(
+                std::vector<BlockCopy>{{4, 8, 4}, {1, 0, 4}, {0, 3, 3}}, 8),
+            *on->sent_digest);
+
+  // What changes in the used slots of the destination shows there alone.
+  const KvView& kv = large->view();
+  std::mt19937 random(static_cast<uint32_t>(TestSeed()));
+  for (int i = 0; i < 300; ++i) {
+    const BlockCopy& copy = copies[random() % 3];
+    const auto slot = static_cast<int32_t>(random() % 4);
+    const auto layer = static_cast<int32_t>(random() % 3);
+    const auto head = static_cast<int32_t>(random() % 2);
+    const int64_t element =
+        At(kv, layer, static_cast<int>(random() % 2), head, copy.destination,
+           slot, static_cast<int32_t>(random() % 80));
+    auto* byte = static_cast<uint8_t*>(kv.data) +
+                 element * DTypeBytes(kv.dtype) + random() % 2;
+    *byte ^= 1 << random() % 8;
+    const auto changed = (*to_large)->DestinationDigest(copies, 8);
+    ASSERT_TRUE(changed.ok());
+    ASSERT_EQ(*changed == *on->received_digest, slot >= copy.num_tokens);
+    ASSERT_EQ(*(*to_large)->SourceDigest(copies, 8), *on->sent_digest);
+    if (slot < copy.num_tokens) {
+      // Back, to look at one change at a time.
+      ASSERT_EQ(*(*to_large)->Move(copies, 8)->received_digest,
+                *on->received_digest);
+    }
+  }
+}
+
+TEST_P(KvMoverTest, WithinOneStoreNoBlockIsBothReadAndWritten) {
+  auto store = Store(2, 2, 16, 4);
+  FillAll(store->view(), Mark);
+  auto mover =
+      BlockMover::Create(*device_, *store, *store, {.source_layers = {0, 1}});
+  ASSERT_TRUE(mover.ok()) << mover.status();
+  const std::vector<BlockCopy> fork = {{2, 0, 3}};
+  const auto moved = (*mover)->Move(fork, 12);
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(moved->sent_digest, moved->received_digest);
+  EXPECT_EQ(CountWrong(store->view(), fork, Mark, Mark), 0);
+  // One source of two is no conflict.
+  EXPECT_TRUE(
+      (*mover)->Move(std::vector<BlockCopy>{{2, 0, 3}, {2, 3, 3}}, 0).ok());
+  for (const std::vector<BlockCopy>& bad :
+       {std::vector<BlockCopy>{{1, 1, 4}},
+        std::vector<BlockCopy>{{1, 2, 4}, {2, 3, 4}}}) {
+    EXPECT_EQ((*mover)->Move(bad, 0).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(DTypes, KvMoverTest,

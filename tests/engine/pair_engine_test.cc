@@ -161,7 +161,7 @@ TEST_F(PairEngineTest, AProjectionHasTwoStoresOfAsManyTokens) {
   ASSERT_NE(engine->mover(), nullptr);
   const int32_t first = Next(engine->prefill(), {5, 9, 300}, 0, {2});
   const std::vector<BlockCopy> copies = {{2, 5, 3}};
-  ASSERT_TRUE(engine->mover()->Move(copies).ok());
+  ASSERT_TRUE(engine->mover()->Move(copies, 0).ok());
   const auto* moved = static_cast<const float*>(to.view().data) +
                       to.view().TileOffset(5, 1, 1, 0);
   EXPECT_NE(*moved, 0);

@@ -162,7 +162,7 @@ absl::Status EngineDriver::Migrate(Live& sequence) {
                       .num_tokens = std::min(pools_.block_tokens,
                                              sequence.num_done - begin)});
   }
-  return pools_.mover->Move(blocks);
+  return pools_.mover->Move(blocks, /*first_position=*/0).status();
 }
 
 }  // namespace overfill

@@ -228,13 +228,16 @@ void Gate::AwaitArrival() {
   }
 }
 
-absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
+absl::StatusOr<KvMoveResult> FakeMover::Move(std::span<const BlockCopy> blocks,
+                                             int32_t first_position) {
   gate_.Pass();
   ++num_moves;
   if (num_failures_to_come > 0) {
     --num_failures_to_come;
     return absl::DataLossError("the planted failure of dev7 at 0x1234");
   }
+  KvMoveResult result;
+  if (copies_bytes) result.sent_digest = SourceDigest(blocks, first_position);
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockCopy& copy = blocks[i];
     if (fault == Fault::kCopyDropsPartial &&
@@ -248,7 +251,28 @@ absl::Status FakeMover::Move(std::span<const BlockCopy> blocks) {
           source_->At(copy.source, slot);
     }
   }
-  return absl::OkStatus();
+  if (copies_bytes) {
+    result.received_digest = DestinationDigest(blocks, first_position);
+  }
+  return result;
+}
+
+uint64_t FakeMover::SourceDigest(std::span<const BlockCopy> blocks,
+                                 int32_t first_position) const {
+  uint64_t digest = first_position;
+  for (const BlockCopy& copy : blocks) {
+    for (int32_t slot = 0; slot < copy.num_tokens; ++slot) {
+      digest = FakeDigest(digest, source_->At(copy.source, slot));
+    }
+  }
+  return digest;
+}
+
+uint64_t FakeMover::DestinationDigest(std::span<const BlockCopy> blocks,
+                                      int32_t first_position) const {
+  std::vector<BlockCopy> back(blocks.begin(), blocks.end());
+  for (BlockCopy& copy : back) std::swap(copy.source, copy.destination);
+  return FakeMover(destination_, source_).SourceDigest(back, first_position);
 }
 
 std::vector<int32_t> FakeAnswer(const Request& request, uint64_t prompt_model,

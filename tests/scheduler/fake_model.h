@@ -120,8 +120,17 @@ class FakeMover : public KvMover {
   FakeMover(FakeStore* source, FakeStore* destination)
       : source_(source), destination_(destination) {}
 
-  absl::Status Move(std::span<const BlockCopy> blocks) override;
+  absl::StatusOr<KvMoveResult> Move(std::span<const BlockCopy> blocks,
+                                    int32_t first_position) override;
 
+  // What a move's digests of these blocks would be now.
+  uint64_t SourceDigest(std::span<const BlockCopy> blocks,
+                        int32_t first_position) const;
+  uint64_t DestinationDigest(std::span<const BlockCopy> blocks,
+                             int32_t first_position) const;
+
+  // False: as through maps, which give no digests.
+  std::atomic<bool> copies_bytes = true;
   std::atomic<Fault> fault = Fault::kNone;
   std::atomic<int> num_failures_to_come = 0;
   std::atomic<int64_t> num_moves = 0;

@@ -1,4 +1,4 @@
-#include "scheduler/migration.h"
+#include "scheduler/transfer_rules.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -16,14 +16,14 @@ absl::StatusOr<std::vector<BlockCopy>> PlanCopies(const KvTransfer& transfer) {
   OVERFILL_CHECK_GE(block_tokens, 1);
   if (begin < 0 || begin >= end || begin % block_tokens != 0) {
     return absl::InternalError(
-        absl::StrCat("a migration of positions [", begin, ", ", end, ")"));
+        absl::StrCat("a transfer of positions [", begin, ", ", end, ")"));
   }
   const auto num_blocks =
       static_cast<size_t>(CeilDiv(int64_t{end} - begin, block_tokens));
   if (transfer.source.size() != num_blocks ||
       transfer.destination.size() != num_blocks) {
     return absl::InternalError(absl::StrCat(
-        "a migration of ", num_blocks, " blocks from ", transfer.source.size(),
+        "a transfer of ", num_blocks, " blocks from ", transfer.source.size(),
         " to ", transfer.destination.size()));
   }
   std::vector<BlockCopy> copies;
@@ -41,7 +41,7 @@ absl::StatusOr<std::vector<BlockCopy>> PlanCopies(const KvTransfer& transfer) {
 
 absl::Status CheckCommit(const KvTransfer& transfer, const KvCommit& commit) {
   if (commit.uid != transfer.uid || commit.epoch != transfer.epoch) {
-    return absl::InternalError("a commit of another migration");
+    return absl::InternalError("a commit of another transfer");
   }
   RETURN_IF_ERROR(commit.status);
   if (commit.coverage != transfer.coverage) {
@@ -55,7 +55,21 @@ absl::Status CheckCommit(const KvTransfer& transfer, const KvCommit& commit) {
                                             " blocks, not ",
                                             transfer.source.size()));
   }
+  if (commit.sent_digest != commit.received_digest) {
+    const bool is_compared = commit.sent_digest && commit.received_digest;
+    return absl::DataLossError(is_compared
+                                   ? "what has arrived is not what was sent"
+                                   : "a commit with only one of the digests");
+  }
   return absl::OkStatus();
+}
+
+absl::Status CheckSwappedIn(std::optional<uint64_t> swapped_out,
+                            const KvCommit& swapped_in) {
+  if (swapped_out && swapped_out == swapped_in.received_digest) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError("what was swapped in is not what was swapped out");
 }
 
 }  // namespace overfill
