@@ -5,6 +5,7 @@
 #define OVERFILL_ENGINE_STEP_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
