@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -26,6 +28,8 @@ absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min,
 
 absl::Status CheckOptions(const PairEngineOptions& options) {
   RETURN_IF_ERROR(CheckRange("kv_cache_bytes", options.kv_cache_bytes, 0,
+                             std::numeric_limits<int64_t>::max()));
+  RETURN_IF_ERROR(CheckRange("swap_bytes", options.swap_bytes, -1,
                              std::numeric_limits<int64_t>::max()));
   RETURN_IF_ERROR(
       CheckRange("block_tokens", options.block_tokens, 1, kMaxBlockTokens));
@@ -75,6 +79,25 @@ int64_t DefaultCacheBytes(const Device& device, const Pair& pair,
   return std::min(wanted, left / 2);
 }
 
+// What swap_bytes -1 stands for.
+int64_t DefaultSwapBytes(const Device& device, const Pair& pair,
+                         int64_t store_bytes) {
+  const int64_t memory_bytes = device.info().memory_bytes;
+  const int64_t left =
+      std::max<int64_t>(0, memory_bytes - WeightBytes(pair) - store_bytes);
+  return std::min({store_bytes, memory_bytes / 8, left / 2});
+}
+
+// Copies all layers of blocks, byte for byte.
+absl::StatusOr<std::unique_ptr<BlockMover>> MakeCopier(Device& device,
+                                                       const KvStore& from,
+                                                       const KvStore& to) {
+  KvMoveRules rules;
+  rules.source_layers.resize(from.layout().num_layers);
+  std::iota(rules.source_layers.begin(), rules.source_layers.end(), 0);
+  return BlockMover::Create(device, from, to, std::move(rules));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PairEngine>> PairEngine::Create(
@@ -82,7 +105,10 @@ absl::StatusOr<std::unique_ptr<PairEngine>> PairEngine::Create(
   RETURN_IF_ERROR(CheckOptions(options));
   std::unique_ptr<PairEngine> engine(new PairEngine());
   RETURN_IF_ERROR(engine->MakeStores(device, pair, options));
+  RETURN_IF_ERROR(engine->MakeForks(device));
   RETURN_IF_ERROR(engine->MakeRunners(device, pair, options));
+  // Last, so that a lack of memory for it is told by its name.
+  RETURN_IF_ERROR(engine->MakeSwapSpace(device, pair, options));
   return engine;
 }
 
@@ -140,6 +166,59 @@ absl::Status PairEngine::MakeStores(Device& device, const Pair& pair,
                    BlockMover::Create(device, *prefill_store_, *decode_store_,
                                       std::move(rules)));
   return absl::OkStatus();
+}
+
+absl::Status PairEngine::MakeForks(Device& device) {
+  for (int i = 0; i < num_stores(); ++i) {
+    ASSIGN_OR_RETURN(forks_[i], MakeCopier(device, store(i), store(i)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PairEngine::MakeSwapSpace(Device& device, const Pair& pair,
+                                       const PairEngineOptions& options) {
+  // Both stores hold as many blocks, and so do their shares of the swap space.
+  int64_t block_bytes = 0;
+  for (int i = 0; i < num_stores(); ++i) block_bytes += store(i).block_bytes();
+  const int64_t store_bytes = block_bytes * prefill_store_->num_blocks();
+  const int64_t swap_bytes = options.swap_bytes >= 0
+                                 ? options.swap_bytes
+                                 : DefaultSwapBytes(device, pair, store_bytes);
+  const int64_t num_blocks = std::min<int64_t>(
+      swap_bytes / block_bytes, std::numeric_limits<int32_t>::max());
+  if (num_blocks == 0) {
+    if (options.swap_bytes <= 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("swap_bytes ", swap_bytes, " does not hold one block of ",
+                     options.block_tokens, " tokens, which takes ", block_bytes,
+                     "; 0 goes without swap space"));
+  }
+  const absl::Status status = MakeSwapStores(device, num_blocks);
+  if (status.ok()) return status;
+  const std::string message =
+      absl::StrCat("swap_bytes ", swap_bytes, ": ", status.message());
+  if (options.swap_bytes >= 0) return absl::Status(status.code(), message);
+  // Nobody asked for it.
+  LogWarning(absl::StrCat(message, "; going without swap space"));
+  for (auto& swap : swaps_) swap.reset();
+  return absl::OkStatus();
+}
+
+absl::Status PairEngine::MakeSwapStores(Device& device, int64_t num_blocks) {
+  for (int i = 0; i < num_stores(); ++i) {
+    ASSIGN_OR_RETURN(swaps_[i],
+                     KvStore::Create(device, store(i).layout(),
+                                     num_blocks * store(i).block_bytes()));
+  }
+  for (int i = 0; i < num_stores(); ++i) {
+    ASSIGN_OR_RETURN(swap_outs_[i], MakeCopier(device, store(i), *swaps_[i]));
+    ASSIGN_OR_RETURN(swap_ins_[i], MakeCopier(device, *swaps_[i], store(i)));
+  }
+  return absl::OkStatus();
+}
+
+int32_t PairEngine::swap_blocks(int number) const {
+  return swaps_[number] ? swaps_[number]->num_blocks() : 0;
 }
 
 absl::Status PairEngine::MakeRunners(Device& device, const Pair& pair,
