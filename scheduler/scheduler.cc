@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -9,6 +10,30 @@
 
 namespace overfill {
 namespace {
+
+absl::Status CheckDurations(const SchedulerOptions& options) {
+  using std::chrono::nanoseconds;
+  // Any of them can be added to any time.
+  constexpr nanoseconds kLongest = std::chrono::hours(365 * 24);
+  const struct {
+    const char* name;
+    nanoseconds value;
+    nanoseconds least;
+  } durations[] = {
+      {"itl_target", options.itl_target, nanoseconds(0)},
+      {"max_request_duration", options.max_request_duration, nanoseconds(1)},
+      {"priority_ageing", options.priority_ageing, nanoseconds(0)},
+      {"transfer_lease", options.transfer_lease, nanoseconds(1)},
+  };
+  for (const auto& [name, value, least] : durations) {
+    if (value < least || value > kLongest) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " of ", value.count(), " ns is not between ",
+                       least.count(), " ns and a year"));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::Status CheckOptions(const SchedulerOptions& options) {
   const struct {
@@ -20,6 +45,7 @@ absl::Status CheckOptions(const SchedulerOptions& options) {
       {"max_decode_batch", options.max_decode_batch},
       {"max_queued_requests", options.max_queued_requests},
       {"max_queued_tokens", options.max_queued_tokens},
+      {"max_queued_bytes", options.max_queued_bytes},
   };
   for (const auto& [name, value] : at_least_one) {
     if (value < 1) {
@@ -27,8 +53,38 @@ absl::Status CheckOptions(const SchedulerOptions& options) {
           absl::StrCat(name, " must be at least 1, not ", value));
     }
   }
-  if (options.max_sequence_tokens < 0) {
-    return absl::InvalidArgumentError("max_sequence_tokens is negative");
+  const struct {
+    const char* name;
+    int64_t value;
+  } at_least_zero[] = {
+      {"max_sequence_tokens", options.max_sequence_tokens},
+      {"max_tenant_queued_requests", options.max_tenant_queued_requests},
+      {"max_tenant_queued_tokens", options.max_tenant_queued_tokens},
+      {"max_tenant_queued_bytes", options.max_tenant_queued_bytes},
+  };
+  for (const auto& [name, value] : at_least_zero) {
+    if (value < 0) {
+      return absl::InvalidArgumentError(absl::StrCat(name, " is negative"));
+    }
+  }
+  return CheckDurations(options);
+}
+
+absl::Status CheckSwap(const SchedulerBackend& backend) {
+  const std::array<int32_t, 2> blocks = {backend.prefill_swap_blocks,
+                                         backend.decode_swap_blocks};
+  for (int store = 0; store < 2; ++store) {
+    const bool has_swap = blocks[store] > 0;
+    if (blocks[store] < 0 || (backend.swap_out[store] != nullptr) != has_swap ||
+        (backend.swap_in[store] != nullptr) != has_swap) {
+      return absl::InvalidArgumentError(
+          "movers out and in belong to swap space, and it to them");
+    }
+  }
+  if (backend.decode_blocks == 0 &&
+      (backend.decode_swap_blocks > 0 || backend.fork[1] != nullptr)) {
+    return absl::InvalidArgumentError(
+        "swap space or a mover of a decode store that there is not");
   }
   return absl::OkStatus();
 }
@@ -49,7 +105,7 @@ absl::Status CheckBackend(const SchedulerBackend& backend) {
     return absl::InvalidArgumentError(
         "a mover belongs to a decode store of its own");
   }
-  return absl::OkStatus();
+  return CheckSwap(backend);
 }
 
 absl::StatusOr<StepBudget> BudgetOf(const SchedulerOptions& options,

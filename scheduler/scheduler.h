@@ -3,9 +3,11 @@
 #ifndef OVERFILL_SCHEDULER_SCHEDULER_H_
 #define OVERFILL_SCHEDULER_SCHEDULER_H_
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,8 +27,28 @@ struct SchedulerOptions {
   int32_t max_sequence_tokens = 0;
   int32_t prefill_chunk_tokens = 512;  // prompt rows of one step
   int32_t max_decode_batch = 64;       // sequences of one step
+  // Of the waiting requests, all together and each tenant's; a tenant's bound
+  // of 0: none of its own.
   int32_t max_queued_requests = 256;
-  int64_t max_queued_tokens = 1 << 20;
+  int64_t max_queued_tokens = 1 << 20;  // of their prompts
+  int64_t max_queued_bytes = 64 << 20;  // of their prompts, as they came
+  int32_t max_tenant_queued_requests = 0;
+  int64_t max_tenant_queued_tokens = 0;
+  int64_t max_tenant_queued_bytes = 0;
+  // The time between two tokens of a running stream to keep to while prompts
+  // are read; 0: from what it is without them.
+  std::chrono::nanoseconds itl_target{0};
+  // From its arrival, a request without an earlier deadline ends
+  // DEADLINE_EXCEEDED after this; at least 1 ns, at most a year.
+  std::chrono::nanoseconds max_request_duration = std::chrono::hours(1);
+  // Each time that a request has waited so long its priority counts one more;
+  // 0: never.
+  std::chrono::nanoseconds priority_ageing = std::chrono::seconds(1);
+  // How long a copy of KV may take before it is given up; at least 1 ns, at
+  // most a year.
+  std::chrono::nanoseconds transfer_lease = std::chrono::seconds(10);
+  // Whether a prompt's KV is kept for prompts that begin alike.
+  bool prefix_cache = true;
 };
 
 // The models behind the pools. Everything outlives the scheduler.
@@ -39,6 +61,17 @@ struct SchedulerBackend {
   int32_t decode_blocks = 0;
   KvMover* mover = nullptr;        // set where decode_blocks > 0
   int64_t decode_block_bytes = 0;  // for the migration metric
+  // Blocks of the swap space of the prefill pool's (or shared) store and of the
+  // decode pool's own; 0: none.
+  int32_t prefill_swap_blocks = 0;
+  int32_t decode_swap_blocks = 0;
+  // By store, the prefill pool's or shared one first: to its swap space, back,
+  // and within the store. The first two are set where it has swap space.
+  std::array<KvMover*, 2> swap_out{};
+  std::array<KvMover*, 2> swap_in{};
+  std::array<KvMover*, 2> fork{};
+  // By PoolId: what tells KV of this pool's model from another model's.
+  std::array<std::string, 2> model_digests = {};
   const Tokenizer* tokenizer = nullptr;
 };
 

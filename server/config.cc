@@ -18,8 +18,6 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 constexpr std::pair<const char*, const char*> kNotYet[] = {
     {"prefill_device", "not supported yet; --device holds both models"},
     {"decode_device", "not supported yet; --device holds both models"},
-    {"swap_bytes", "not supported yet"},
-    {"itl_target", "not supported yet"},
     {"batch_invariant", "not supported yet"},
     {"tls_cert", "not supported yet"},
     {"tls_key", "not supported yet"},
@@ -100,6 +98,53 @@ FlagSet::Setter HostPortSetter(HostPort* target, bool* enabled) {
   };
 }
 
+// A duration between `min` and a year. Its help ends with the default.
+void AddDuration(FlagSet& flags, std::string name, absl::string_view help,
+                 absl::Duration min, absl::Duration* target) {
+  constexpr absl::Duration kLongest = absl::Hours(365 * 24);
+  flags.Add(std::move(name), "DURATION",
+            absl::StrCat(help, " (", absl::FormatDuration(*target), ")"),
+            [=](absl::string_view text) {
+              absl::Duration duration;
+              if (!absl::ParseDuration(text, &duration)) {
+                return Invalid("must be a duration such as 30s or 500ms");
+              }
+              if (duration < min || duration > kLongest) {
+                return Invalid(absl::StrCat("must be between ",
+                                            absl::FormatDuration(min), " and ",
+                                            absl::FormatDuration(kLongest)));
+              }
+              *target = duration;
+              return absl::OkStatus();
+            });
+}
+
+void AddQueueFlags(FlagSet& flags, ServerConfig& config) {
+  flags.AddInt32("max_queued_requests", "waiting requests before refusals", 1,
+                 1 << 24, &config.max_queued_requests);
+  flags.AddInt("max_queued_tokens",
+               "prompt tokens of waiting requests before refusals", 1,
+               kMaxInt64, &config.max_queued_tokens);
+  flags.AddInt("max_queued_bytes",
+               "bytes of waiting requests' prompts before refusals", 1,
+               kMaxInt64, &config.max_queued_bytes);
+  flags.AddInt32("max_tenant_queued_requests",
+                 "waiting requests of one tenant; 0: no bound of its own", 0,
+                 1 << 24, &config.max_tenant_queued_requests);
+  flags.AddInt("max_tenant_queued_tokens",
+               "waiting prompt tokens of one tenant; 0: no bound of its own", 0,
+               kMaxInt64, &config.max_tenant_queued_tokens);
+  flags.AddInt("max_tenant_queued_bytes",
+               "waiting prompt bytes of one tenant; 0: no bound of its own", 0,
+               kMaxInt64, &config.max_tenant_queued_bytes);
+  AddDuration(flags, "max_request_duration",
+              "a request without an earlier deadline ends after it",
+              absl::Milliseconds(1), &config.max_request_duration);
+  AddDuration(flags, "priority_ageing",
+              "waiting so long counts as one more of priority; 0: never",
+              absl::ZeroDuration(), &config.priority_ageing);
+}
+
 void AddServingFlags(FlagSet& flags, ServerConfig& config) {
   flags.Add(
       "listen", "HOST:PORT",
@@ -112,6 +157,10 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
   flags.AddInt("kv_cache_bytes",
                "memory of the KV stores; 0: a share of the device's", 0,
                kMaxInt64, &config.kv_cache_bytes);
+  flags.AddInt("swap_bytes",
+               "host memory for the KV of preempted requests; 0: none, -1: as "
+               "much as the KV stores, at most an eighth of the memory",
+               -1, kMaxInt64, &config.swap_bytes);
   flags.AddInt32("block_tokens", "tokens of one KV block", 1, 1024,
                  &config.block_tokens);
   flags.AddInt32("max_sequence_tokens",
@@ -121,11 +170,17 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
                  1 << 20, &config.prefill_chunk_tokens);
   flags.AddInt32("max_decode_batch", "sequences of one step", 1, 1 << 16,
                  &config.max_decode_batch);
-  flags.AddInt32("max_queued_requests", "waiting requests before refusals", 1,
-                 1 << 24, &config.max_queued_requests);
-  flags.AddInt("max_queued_tokens",
-               "prompt tokens of waiting requests before refusals", 1,
-               kMaxInt64, &config.max_queued_tokens);
+  AddDuration(flags, "itl_target",
+              "time between two tokens of a running answer to keep to while "
+              "prompts are read; 0: from what it is without them",
+              absl::ZeroDuration(), &config.itl_target);
+  flags.AddBool("prefix_cache",
+                "keep prompts' KV for prompts that begin alike; "
+                "=false: do not (true)",
+                &config.prefix_cache);
+  AddDuration(flags, "transfer_lease",
+              "how long a copy of KV may take before it is given up",
+              absl::Milliseconds(1), &config.transfer_lease);
   flags.AddInt("max_request_bytes", "largest message of a client", 1 << 10,
                1 << 30, &config.max_request_bytes);
   flags.AddDuration("drain_timeout", "how long streams may go on after SIGTERM",
@@ -136,6 +191,7 @@ void AddFlags(FlagSet& flags, ServerConfig& config) {
   AddModelFlags(flags, config);
   AddDeviceFlags(flags, config);
   AddServingFlags(flags, config);
+  AddQueueFlags(flags, config);
   for (const auto& [name, reason] : kNotYet) flags.Refuse(name, reason);
   flags.ReadFileAndEnvironment("OVERFILL");
 }

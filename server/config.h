@@ -37,13 +37,24 @@ struct ServerConfig {
   bool metrics_enabled = true;
 
   int64_t kv_cache_bytes = 0;  // 0: a share of the device's memory
+  int64_t swap_bytes = -1;     // -1: automatic, 0: none
   int32_t block_tokens = 16;
   int32_t max_sequence_tokens = 0;  // 0: what both models can read
   int32_t prefill_chunk_tokens = 512;
   int32_t max_decode_batch = 64;
   int32_t max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;
+  int64_t max_queued_bytes = 64 << 20;
+  // 0: no bound of its own.
+  int32_t max_tenant_queued_requests = 0;
+  int64_t max_tenant_queued_tokens = 0;
+  int64_t max_tenant_queued_bytes = 0;
   int64_t max_request_bytes = 4 << 20;
+  absl::Duration itl_target = absl::ZeroDuration();  // 0: automatic
+  absl::Duration max_request_duration = absl::Hours(1);
+  absl::Duration priority_ageing = absl::Seconds(1);  // 0: off
+  absl::Duration transfer_lease = absl::Seconds(10);
+  bool prefix_cache = true;
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/log.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
 #include "engine/pair.h"
 #include "engine/pair_engine.h"
@@ -63,6 +64,7 @@ absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
       serving.engine,
       PairEngine::Create(*serving.device, *serving.pair,
                          {.kv_cache_bytes = config.kv_cache_bytes,
+                          .swap_bytes = config.swap_bytes,
                           .block_tokens = config.block_tokens,
                           .max_sequence_tokens = config.max_sequence_tokens,
                           .prefill_chunk_tokens = config.prefill_chunk_tokens,
@@ -70,27 +72,52 @@ absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
   return absl::OkStatus();
 }
 
-absl::Status MakeScheduler(const ServerConfig& config, Serving& serving) {
-  const PairEngine& engine = *serving.engine;
-  const SchedulerOptions options = {
-      .block_tokens = config.block_tokens,
-      .max_sequence_tokens = engine.max_sequence_tokens(),
-      .prefill_chunk_tokens = config.prefill_chunk_tokens,
-      .max_decode_batch = config.max_decode_batch,
-      .max_queued_requests = config.max_queued_requests,
-      .max_queued_tokens = config.max_queued_tokens};
+SchedulerOptions OptionsOf(const ServerConfig& config,
+                           const PairEngine& engine) {
+  return {.block_tokens = config.block_tokens,
+          .max_sequence_tokens = engine.max_sequence_tokens(),
+          .prefill_chunk_tokens = config.prefill_chunk_tokens,
+          .max_decode_batch = config.max_decode_batch,
+          .max_queued_requests = config.max_queued_requests,
+          .max_queued_tokens = config.max_queued_tokens,
+          .max_queued_bytes = config.max_queued_bytes,
+          .max_tenant_queued_requests = config.max_tenant_queued_requests,
+          .max_tenant_queued_tokens = config.max_tenant_queued_tokens,
+          .max_tenant_queued_bytes = config.max_tenant_queued_bytes,
+          .itl_target = absl::ToChronoNanoseconds(config.itl_target),
+          .max_request_duration =
+              absl::ToChronoNanoseconds(config.max_request_duration),
+          .priority_ageing = absl::ToChronoNanoseconds(config.priority_ageing),
+          .transfer_lease = absl::ToChronoNanoseconds(config.transfer_lease),
+          .prefix_cache = config.prefix_cache};
+}
+
+SchedulerBackend BackendOf(const Pair& pair, const PairEngine& engine) {
   SchedulerBackend backend = {
       .prefill = engine.prefill(),
       .decode = engine.decode(),
       .prefill_blocks = engine.prefill_store().num_blocks(),
       .mover = engine.mover(),
-      .tokenizer = &serving.pair->tokenizer()};
+      .prefill_swap_blocks = engine.swap_blocks(0),
+      .decode_swap_blocks = engine.swap_blocks(1),
+      .swap_out = {engine.swap_out(0), engine.swap_out(1)},
+      .swap_in = {engine.swap_in(0), engine.swap_in(1)},
+      .fork = {engine.fork_mover(0), engine.fork_mover(1)},
+      .model_digests = {HexString(pair.full().digest),
+                        HexString(pair.pruned().digest)},
+      .tokenizer = &pair.tokenizer()};
   if (!engine.shares_store()) {
     backend.decode_blocks = engine.decode_store().num_blocks();
     backend.decode_block_bytes = engine.decode_store().block_bytes();
   }
+  return backend;
+}
+
+absl::Status MakeScheduler(const ServerConfig& config, Serving& serving) {
   ASSIGN_OR_RETURN(serving.scheduler,
-                   Scheduler::Create(options, backend, serving.metrics.get()));
+                   Scheduler::Create(OptionsOf(config, *serving.engine),
+                                     BackendOf(*serving.pair, *serving.engine),
+                                     serving.metrics.get()));
   return absl::OkStatus();
 }
 
@@ -154,6 +181,11 @@ void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
                        "; KV store: ", describe(engine.prefill_store())));
   if (!engine.shares_store()) {
     LogInfo(absl::StrCat("decode KV store: ", describe(engine.decode_store())));
+  }
+  for (int store = 0; store < engine.num_stores(); ++store) {
+    const KvStore* const swap = engine.swap_store(store);
+    LogInfo(absl::StrCat("swap space of KV store ", store, ": ",
+                         swap == nullptr ? "none" : describe(*swap)));
   }
 }
 

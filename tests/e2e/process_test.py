@@ -52,7 +52,9 @@ class BadSetupTest(unittest.TestCase):
         self.check("--prefill_model: needed", models=False)
         self.check("--no_such_flag: unknown flag", "--no_such_flag=1")
         self.check("--block_tokens: must be", "--block_tokens=0")
-        self.check("--itl_target: not supported yet", "--itl_target=20ms")
+        self.check("--tls_cert: not supported yet", "--tls_cert=x")
+        self.check("--itl_target: must be a duration", "--itl_target=soon")
+        self.check("swap_bytes 1 does not hold", "--swap_bytes=1")
         self.check("int8 is not supported yet", "--weights=int8")
         self.check("OVERFILL_THREADS: must be",
                    env={"OVERFILL_THREADS": "many"})

@@ -327,6 +327,29 @@ TEST(Create, RefusesWhatDoesNotFitTogether) {
     options.*member = 0;
     EXPECT_THAT(error(options, good), ::testing::HasSubstr("at least 1"));
   }
+  for (auto member : {&SchedulerOptions::max_queued_tokens,
+                      &SchedulerOptions::max_queued_bytes}) {
+    SchedulerOptions options = good_options;
+    options.*member = 0;
+    EXPECT_THAT(error(options, good), ::testing::HasSubstr("at least 1"));
+  }
+  for (auto member : {&SchedulerOptions::max_tenant_queued_tokens,
+                      &SchedulerOptions::max_tenant_queued_bytes}) {
+    SchedulerOptions options = good_options;
+    options.*member = -1;
+    EXPECT_THAT(error(options, good), ::testing::HasSubstr("negative"));
+  }
+  for (auto member :
+       {&SchedulerOptions::itl_target, &SchedulerOptions::max_request_duration,
+        &SchedulerOptions::priority_ageing,
+        &SchedulerOptions::transfer_lease}) {
+    for (std::chrono::nanoseconds bad :
+         {std::chrono::nanoseconds(-1), std::chrono::nanoseconds::max()}) {
+      SchedulerOptions options = good_options;
+      options.*member = bad;
+      EXPECT_THAT(error(options, good), ::testing::HasSubstr("a year"));
+    }
+  }
   SchedulerOptions options = good_options;
   options.max_sequence_tokens = 65;
   EXPECT_THAT(error(options, good), ::testing::HasSubstr("limit of 64"));
@@ -345,6 +368,43 @@ TEST(Create, RefusesWhatDoesNotFitTogether) {
   backend = good;
   backend.prefill_blocks = 0;
   EXPECT_NE(error(good_options, backend), "");
+}
+
+TEST(Create, RefusesSwapSpaceThatCannotBeReached) {
+  FakeStore store(4, 4);
+  FakeModel full(1, &store, {8, 4, 64}, 10);
+  FakeModel pruned(2, &store, {8, 4, 64}, 10);
+  FakeMover mover(&store, &store);
+  const auto error = [&](auto change) {
+    SchedulerBackend backend = {.prefill = &full,
+                                .decode = &pruned,
+                                .prefill_blocks = 4,
+                                .tokenizer = &TestTokenizer()};
+    change(backend);
+    const auto made = Scheduler::Create({.block_tokens = 4}, backend, nullptr);
+    return std::string(made.status().message());
+  };
+  using Backend = SchedulerBackend;
+  EXPECT_EQ(error([](Backend&) {}), "");
+  EXPECT_NE(error([](Backend& b) { b.prefill_swap_blocks = 1; }), "");
+  EXPECT_NE(error([](Backend& b) { b.prefill_swap_blocks = -1; }), "");
+  EXPECT_NE(error([&](Backend& b) { b.swap_out[0] = &mover; }), "");
+  EXPECT_NE(error([&](Backend& b) { b.swap_in[0] = &mover; }), "");
+  const auto with_swap = [&](Backend& b, int number) {
+    (number == 0 ? b.prefill_swap_blocks : b.decode_swap_blocks) = 3;
+    b.swap_out[number] = b.swap_in[number] = b.fork[number] = &mover;
+  };
+  EXPECT_EQ(error([&](Backend& b) { with_swap(b, 0); }), "");
+  // The decode pool has no store of its own.
+  EXPECT_NE(error([&](Backend& b) { with_swap(b, 1); }), "");
+  EXPECT_NE(error([&](Backend& b) { b.fork[1] = &mover; }), "");
+  EXPECT_EQ(error([&](Backend& b) {
+              b.decode_blocks = 4;
+              b.mover = &mover;
+              with_swap(b, 0);
+              with_swap(b, 1);
+            }),
+            "");
 }
 
 TEST(Heartbeat, BeginsAnewWhenWorkComesToAnIdlePool) {

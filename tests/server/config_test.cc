@@ -64,17 +64,48 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config->metrics_listen.ToString(), "127.0.0.1:9464");
   EXPECT_EQ(config->max_request_bytes, 4 << 20);
   EXPECT_EQ(config->drain_timeout, absl::Seconds(30));
+  EXPECT_EQ(config->swap_bytes, -1);
+  EXPECT_EQ(config->itl_target, absl::ZeroDuration());
+  EXPECT_EQ(config->max_queued_bytes, 64 << 20);
+  EXPECT_EQ(config->max_tenant_queued_requests, 0);
+  EXPECT_EQ(config->max_tenant_queued_tokens, 0);
+  EXPECT_EQ(config->max_tenant_queued_bytes, 0);
+  EXPECT_EQ(config->max_request_duration, absl::Hours(1));
+  EXPECT_EQ(config->priority_ageing, absl::Seconds(1));
+  EXPECT_EQ(config->transfer_lease, absl::Seconds(10));
+  EXPECT_TRUE(config->prefix_cache);
 }
 
 TEST(ConfigTest, EveryFlagReachesItsField) {
-  const auto config = ParseWithModels(
-      {"--kv_map=m", "--device", "cuda:1", "--threads=3", "--cpu_isa=avx2",
-       "--weights=f32", "--load_format=dummy", "--listen", "[::1]:7",
-       "--metrics_listen=h:8", "--kv_cache_bytes=9", "--block_tokens=10",
-       "--max_sequence_tokens=11", "--prefill_chunk_tokens=12",
-       "--max_decode_batch=13", "--max_queued_requests=14",
-       "--max_queued_tokens=15", "--max_request_bytes=2048",
-       "--drain_timeout=1m30s"});
+  const auto config = ParseWithModels({"--kv_map=m",
+                                       "--device",
+                                       "cuda:1",
+                                       "--threads=3",
+                                       "--cpu_isa=avx2",
+                                       "--weights=f32",
+                                       "--load_format=dummy",
+                                       "--listen",
+                                       "[::1]:7",
+                                       "--metrics_listen=h:8",
+                                       "--kv_cache_bytes=9",
+                                       "--block_tokens=10",
+                                       "--max_sequence_tokens=11",
+                                       "--prefill_chunk_tokens=12",
+                                       "--max_decode_batch=13",
+                                       "--max_queued_requests=14",
+                                       "--max_queued_tokens=15",
+                                       "--max_request_bytes=2048",
+                                       "--drain_timeout=1m30s",
+                                       "--swap_bytes=16",
+                                       "--max_queued_bytes=17",
+                                       "--max_tenant_queued_requests=18",
+                                       "--max_tenant_queued_tokens=19",
+                                       "--max_tenant_queued_bytes=20",
+                                       "--itl_target=21ms",
+                                       "--max_request_duration=22m",
+                                       "--priority_ageing=23s",
+                                       "--transfer_lease=24s",
+                                       "--prefix_cache=false"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->kv_map, "m");
   EXPECT_EQ(config->device, "cuda:1");
@@ -93,6 +124,29 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->max_queued_tokens, 15);
   EXPECT_EQ(config->max_request_bytes, 2048);
   EXPECT_EQ(config->drain_timeout, absl::Seconds(90));
+  EXPECT_EQ(config->swap_bytes, 16);
+  EXPECT_EQ(config->max_queued_bytes, 17);
+  EXPECT_EQ(config->max_tenant_queued_requests, 18);
+  EXPECT_EQ(config->max_tenant_queued_tokens, 19);
+  EXPECT_EQ(config->max_tenant_queued_bytes, 20);
+  EXPECT_EQ(config->itl_target, absl::Milliseconds(21));
+  EXPECT_EQ(config->max_request_duration, absl::Minutes(22));
+  EXPECT_EQ(config->priority_ageing, absl::Seconds(23));
+  EXPECT_EQ(config->transfer_lease, absl::Seconds(24));
+  EXPECT_FALSE(config->prefix_cache);
+}
+
+TEST(ConfigTest, ZerosThatMeanSomethingAreTaken) {
+  const auto config = ParseWithModels(
+      {"--swap_bytes=0", "--itl_target=0", "--priority_ageing=0s",
+       "--max_tenant_queued_requests=0", "--max_tenant_queued_tokens=0",
+       "--max_tenant_queued_bytes=0", "--prefix_cache"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->swap_bytes, 0);
+  EXPECT_EQ(config->itl_target, absl::ZeroDuration());
+  EXPECT_EQ(config->priority_ageing, absl::ZeroDuration());
+  EXPECT_TRUE(config->prefix_cache);
+  EXPECT_EQ(ParseWithModels({"--swap_bytes=-1"})->swap_bytes, -1);
 }
 
 TEST(ConfigTest, CommandLineWinsOverFileOverEnvironment) {
@@ -130,6 +184,28 @@ TEST(ConfigTest, BadFlagsAreNamed) {
               HasSubstr("--kv_cache_bytes"));
   EXPECT_THAT(ErrorOf({"--drain_timeout=5"}), HasSubstr("duration"));
   EXPECT_THAT(ErrorOf({"--drain_timeout=-5s"}), HasSubstr("duration"));
+  for (const char* name : {"itl_target", "priority_ageing", "transfer_lease",
+                           "max_request_duration"}) {
+    const std::string flag = std::string("--") + name;
+    for (const char* value : {"5", "soon", ""}) {
+      EXPECT_THAT(ErrorOf({flag + "=" + value}),
+                  HasSubstr(flag + ": must be a duration"));
+    }
+    for (const char* value : {"-1ms", "inf", "-inf", "8761h"}) {
+      EXPECT_THAT(ErrorOf({flag + "=" + value}),
+                  HasSubstr(flag + ": must be between"));
+    }
+  }
+  for (const char* flag : {"--transfer_lease", "--max_request_duration"}) {
+    EXPECT_THAT(ErrorOf({std::string(flag) + "=0"}), HasSubstr("between 1ms"));
+  }
+  EXPECT_THAT(ErrorOf({"--swap_bytes=-2"}), HasSubstr("--swap_bytes: must"));
+  EXPECT_THAT(ErrorOf({"--max_queued_bytes=0"}), HasSubstr("at least 1"));
+  for (const char* bound : {"requests", "tokens", "bytes"}) {
+    EXPECT_THAT(ErrorOf({std::string("--max_tenant_queued_") + bound + "=-1"}),
+                HasSubstr(bound));
+  }
+  EXPECT_THAT(ErrorOf({"--prefix_cache=perhaps"}), HasSubstr("true or false"));
   EXPECT_THAT(ErrorOf({"--weights=fp4"}), HasSubstr("--weights: must be"));
   EXPECT_THAT(ErrorOf({"--device=tpu"}), HasSubstr("--device: must be"));
   EXPECT_THAT(ErrorOf({"--load_format=gguf"}), HasSubstr("--load_format"));
@@ -147,15 +223,14 @@ TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
   EXPECT_THAT(ErrorOf({"--flagfile=" + file}), HasSubstr(":2: --threads"));
   EXPECT_THAT(ErrorOf({}, {{"OVERFILL_THREADS", "-1"}}),
               HasSubstr("OVERFILL_THREADS: must be"));
-  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_ITL_TARGET", "20ms"}}),
-              HasSubstr("OVERFILL_ITL_TARGET: not supported yet"));
+  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_TLS_CERT", "x"}}),
+              HasSubstr("OVERFILL_TLS_CERT: not supported yet"));
 }
 
 TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
   for (const char* flag :
-       {"--itl_target=20ms", "--swap_bytes=1", "--batch_invariant",
-        "--prefill_device=cpu", "--decode_device=cpu", "--tls_cert=x",
-        "--weights=int8"}) {
+       {"--batch_invariant", "--prefill_device=cpu", "--decode_device=cpu",
+        "--tls_cert=x", "--weights=int8"}) {
     EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
   }
 }
@@ -199,10 +274,20 @@ TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
                            "max_queued_tokens",
                            "max_request_bytes",
                            "drain_timeout",
+                           "swap_bytes",
+                           "itl_target",
+                           "transfer_lease",
+                           "max_queued_bytes",
+                           "max_tenant_queued_requests",
+                           "max_tenant_queued_tokens",
+                           "max_tenant_queued_bytes",
+                           "max_request_duration",
+                           "priority_ageing",
                            "flagfile"}) {
     EXPECT_THAT(help, HasSubstr(std::string("  --") + flag + "="));
   }
-  EXPECT_THAT(help, Not(HasSubstr("itl_target")));
+  EXPECT_THAT(help, HasSubstr("  --prefix_cache\n"));
+  EXPECT_THAT(help, Not(HasSubstr("tls_cert")));
 }
 
 }  // namespace
