@@ -226,12 +226,15 @@ void ModelRunner::Stage(const StepBatch& batch, BatchView& view,
   staging_.adjustments.clear();
 
   const int32_t block_tokens = store_.layout().block_tokens;
+  size_t num_draws = 0;
   for (const SequenceStep& sequence : batch.sequences) {
+    num_draws += sequence.draws.size();
     const auto num_rows = static_cast<int32_t>(sequence.token_ids.size());
     const int32_t end = sequence.start_position + num_rows;
     view.max_sequence_rows = std::max(view.max_sequence_rows, num_rows);
     view.max_kv_tokens = std::max(view.max_kv_tokens, end);
   }
+  result.tokens.reserve(num_draws);
   view.num_sequences = static_cast<int32_t>(batch.sequences.size());
   view.max_blocks =
       static_cast<int32_t>(CeilDiv(view.max_kv_tokens, block_tokens));

@@ -25,7 +25,7 @@ struct SequenceStep {
   std::span<const int32_t> block_table;
   // Each draws a token from the last row's logits: one for every sample that
   // continues here. Empty: none is drawn. None is null; not changed.
-  std::span<const SamplingState* const> draws;
+  std::span<const SamplingState* const> draws = {};
 };
 
 // The spans, and the states they point at, stay alive until Run returns.
