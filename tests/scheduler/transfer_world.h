@@ -1,0 +1,194 @@
+// Two requests, their pools' steps, and a transport that does all that a
+// transport may do: a small model around the real BlockPool and TransferTable,
+// for the explorer. A block holds one position, and a step computes one.
+#ifndef OVERFILL_TESTS_SCHEDULER_TRANSFER_WORLD_H_
+#define OVERFILL_TESTS_SCHEDULER_TRANSFER_WORLD_H_
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "scheduler/block_pool.h"
+#include "scheduler/kv_transport.h"
+#include "scheduler/stores.h"
+#include "scheduler/transfer_table.h"
+
+namespace overfill {
+
+// Bugs of whoever uses pool and table, which the explorer must find.
+enum class WorldBug {
+  kNone,
+  kFreesBeforeFence,  // unpins when the lease passes
+  kFreesOnCancel,     // unpins when a request ends, whatever is written
+  kTakesStaleEpoch,   // a commit counts for whatever epoch is alive
+  kNoDestinationPin,
+  kNoSourcePin,
+  kNoStepPin,
+  kRetriesInPlace,  // a new epoch to the blocks of the old one
+  kNoReaper,        // leases pass, and nobody looks
+  kNoPreemption,    // and nobody ends who cannot grow
+};
+
+struct WorldOptions {
+  // Of each store. No decode store: the pools share the prefill store, and
+  // nothing is migrated.
+  std::array<int32_t, kNumStores> blocks = {2, 3, 0, 2};
+  int32_t prompt_blocks = 1;
+  int32_t total_blocks = 2;  // with the answer's
+  int32_t retries = 1;       // of failed transfers, for each request
+  // Else no request is cancelled, no lease passes, nothing is lost, late, bad
+  // or sent twice; and the goal is that both requests complete.
+  bool has_faults = true;
+  WorldBug bug = WorldBug::kNone;
+};
+
+class TransferWorld {
+ public:
+  enum class Kind {
+    kStart,
+    kLaunch,      // `which`: a pool, `mask`: the requests in its step
+    kFinishStep,  // `which`: a pool
+    kPreempt,
+    kSwapIn,
+    kRetry,    // the migration
+    kExhaust,  // neither a block to grow into nor one to swap to
+    kCancel,
+    kExpire,  // the first lease passes
+    // The transport; `which`: an index of wires_.
+    kWrite,        // from now on it cannot be abandoned
+    kArrive,       // all written, the commit is under way
+    kArriveBad,    // some written, and the commit says so
+    kDeliver,      // the commit comes
+    kDeliverKeep,  // the commit comes, and will come again
+    kLose,         // the commit will not come
+    kFenced,       // nothing is written any more, and that is told
+  };
+  struct Action {
+    Kind kind = Kind::kStart;
+    int which = 0;
+    int mask = 0;
+  };
+
+  explicit TransferWorld(const WorldOptions& options);
+
+  std::vector<Action> Actions() const;
+  void Apply(const Action& action);
+  // The same for two states that differ in the names of requests, blocks, pins
+  // and epochs alone.
+  std::string Encode() const;
+  std::string Check() const;
+  // Nothing is live, no message is under way, all blocks are free.
+  bool IsGoal() const;
+  // With faults: nobody cancels for us, and no commit need ever come.
+  bool CanBeReliedOn(const Action& action) const;
+  static std::string Describe(const Action& action);
+
+ private:
+  static constexpr int kNumRequests = 2;
+  enum class State {
+    kQueued,
+    kPrefilling,
+    kMigrating,
+    kToRetry,  // its migration has failed
+    kDecoding,
+    kSwappingOut,
+    kSwapped,
+    kSwappingIn,
+    kEnded,
+  };
+  struct Holding {
+    std::vector<int32_t> table;
+    int32_t credits = 0;
+  };
+  struct Sequence {
+    State state = State::kQueued;
+    int32_t computed = 0;
+    int32_t retries_left = 0;
+    uint32_t epoch = 0;
+    bool is_complete = false;
+    std::array<Holding, kNumStores> holdings;
+  };
+  struct Step {
+    int mask = 0;  // 0: none is running
+    std::array<std::vector<int32_t>, kNumRequests> blocks;
+    std::optional<uint64_t> pin;
+  };
+  // A transfer, as long as anything of it is left.
+  struct Wire {
+    KvTransfer transfer;
+    enum class Phase { kWaiting, kWriting, kOver } phase = Phase::kWaiting;
+    bool is_good = false;  // what has arrived
+    int num_commits = 0;   // under way
+    bool is_live = true;   // in the table
+    bool is_fencing = false;
+    SteadyTime lease_end;
+    std::optional<uint64_t> source_pin;
+    std::optional<uint64_t> destination_pin;
+  };
+
+  static uint64_t UidOf(int request) {
+    return static_cast<uint64_t>(request) + 1;
+  }
+  static int RequestOf(uint64_t uid) { return static_cast<int>(uid) - 1; }
+
+  bool is_shared() const { return decode_store_ == kPrefillStore; }
+  int StoreOf(int pool) const {
+    return pool == 0 ? kPrefillStore : decode_store_;
+  }
+
+  // What the requests' side does.
+  void Start(int request);
+  void Launch(int pool, int mask);
+  void FinishStep(int pool);
+  void Preempt(int request);
+  void SwapIn(int request);
+  void BeginTransfer(int request, int from, int to);
+  void Retry(int request);
+  void Expire();
+  void End(int request);
+  void OnCommit(const KvCommit& commit);
+  void Succeed(int request);
+  void Fail(int request);
+  void Unpin(Wire& wire);
+  void Allocate(int request, int store, int32_t count);
+  void Release(int request, int store);
+  void ReleaseTable(int request, int store);
+
+  bool CanLaunch(int pool, int mask) const;
+  bool IsStepping(int request) const;
+  bool HasTransfer(int request) const;
+  bool NeedsGrowth(int request) const;
+  std::vector<Action> RequestActions(int request) const;
+  void AddWireActions(int which, std::vector<Action>& actions) const;
+
+  // What the transport does.
+  void Deliver(int which, bool keep);
+  void Fenced(int which);
+  Wire* FindWire(uint64_t uid, uint32_t epoch);
+  int NumStaleCommits() const;
+  void DropDeadWires();
+
+  std::string EncodeAs(const std::array<int, kNumRequests>& order) const;
+  int RankOfLease(const Wire& wire) const;
+  std::string CheckWrites() const;
+  std::string CheckTouched(int store, int32_t block, int writer,
+                           bool may_be_held) const;
+  static std::vector<bool> FreeBlocks(BlockPool pool);
+
+  WorldOptions options_;
+  int decode_store_;
+  int swap_store_;
+  std::vector<BlockPool> pools_;  // by store
+  TransferTable table_;
+  std::array<Sequence, kNumRequests> sequences_;
+  std::array<Step, 2> steps_;  // by pool
+  std::vector<Wire> wires_;    // by uid, then epoch
+  int64_t clock_ = 0;
+  std::string violation_;  // by an action
+};
+
+}  // namespace overfill
+
+#endif  // OVERFILL_TESTS_SCHEDULER_TRANSFER_WORLD_H_
