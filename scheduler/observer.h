@@ -68,7 +68,7 @@ struct RunningStep {
 };
 
 // Transfers of KV between stores: migrations, swaps, copies for forks.
-struct TransferCounts {
+struct TransferStats {
   int32_t sending = 0;
   int32_t fencing = 0;  // past their lease; their blocks are quarantined
   int64_t discarded_commits = 0;  // since the start: stale or repeated
@@ -76,7 +76,7 @@ struct TransferCounts {
 
 struct SchedulerStats {
   RequestCounts requests;
-  TransferCounts transfers;
+  TransferStats transfers;
   // What the inter-token latency target leaves for prompts in a step.
   int32_t prefill_chunk_rows = 0;
   int64_t queued_tokens = 0;

@@ -20,7 +20,8 @@ struct Step {
   PoolId pool;
   std::vector<SequencePtr> sequences;
   std::vector<std::vector<int32_t>> tables;  // parallel to sequences
-  StepBatch batch;                           // parallel to sequences
+  std::vector<std::vector<const SamplingState*>> draws;  // parallel
+  StepBatch batch;                                       // parallel
   uint64_t pin = 0;                          // of all the tables' blocks
   int32_t num_prompt_rows = 0;
   int32_t num_decode_rows = 0;

@@ -34,6 +34,7 @@ struct Request {
   std::string request_id;
   std::string tenant;               // "" where there is no authentication
   std::vector<int32_t> prompt_ids;  // at least one
+  int64_t prompt_bytes = 0;         // as it came
   SamplingParams sampling;
   StopRules stop_rules;
   DecodePath path = DecodePath::kTwoStage;

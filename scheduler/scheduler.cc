@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -71,18 +72,26 @@ absl::Status CheckOptions(const SchedulerOptions& options) {
 }
 
 absl::Status CheckSwap(const SchedulerBackend& backend) {
-  const std::array<int32_t, 2> blocks = {backend.prefill_swap_blocks,
-                                         backend.decode_swap_blocks};
   for (int store = 0; store < 2; ++store) {
-    const bool has_swap = blocks[store] > 0;
-    if (blocks[store] < 0 || (backend.swap_out[store] != nullptr) != has_swap ||
+    const bool has_swap = backend.swap_blocks[store] > 0;
+    if (backend.swap_blocks[store] < 0 ||
+        (backend.swap_out[store] != nullptr) != has_swap ||
         (backend.swap_in[store] != nullptr) != has_swap) {
       return absl::InvalidArgumentError(
           "movers out and in belong to swap space, and it to them");
     }
   }
+  std::set<const KvMover*> movers;
+  for (const KvMover* mover :
+       {backend.mover, backend.swap_out[0], backend.swap_out[1],
+        backend.swap_in[0], backend.swap_in[1], backend.fork[0],
+        backend.fork[1]}) {
+    if (mover != nullptr && !movers.insert(mover).second) {
+      return absl::InvalidArgumentError("a mover serves two pairs of stores");
+    }
+  }
   if (backend.decode_blocks == 0 &&
-      (backend.decode_swap_blocks > 0 || backend.fork[1] != nullptr)) {
+      (backend.swap_blocks[1] > 0 || backend.fork[1] != nullptr)) {
     return absl::InvalidArgumentError(
         "swap space or a mover of a decode store that there is not");
   }

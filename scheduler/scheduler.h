@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -15,6 +16,7 @@
 #include "engine/step.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "scheduler/event_queue.h"
+#include "scheduler/kv_transport.h"
 #include "scheduler/observer.h"
 #include "scheduler/request.h"
 
@@ -36,7 +38,8 @@ struct SchedulerOptions {
   int64_t max_tenant_queued_tokens = 0;
   int64_t max_tenant_queued_bytes = 0;
   // The time between two tokens of a running stream to keep to while prompts
-  // are read; 0: from what it is without them.
+  // are read, by reading less of them in a step; 0: half as much again as it is
+  // without them.
   std::chrono::nanoseconds itl_target{0};
   // From its arrival, a request without an earlier deadline ends
   // DEADLINE_EXCEEDED after this; at least 1 ns, at most a year.
@@ -59,20 +62,21 @@ struct SchedulerBackend {
   // Blocks of the decode pool's own store; 0: the pools share one store and a
   // migration is a handoff.
   int32_t decode_blocks = 0;
-  KvMover* mover = nullptr;        // set where decode_blocks > 0
-  int64_t decode_block_bytes = 0;  // for the migration metric
-  // Blocks of the swap space of the prefill pool's (or shared) store and of the
-  // decode pool's own; 0: none.
-  int32_t prefill_swap_blocks = 0;
-  int32_t decode_swap_blocks = 0;
-  // By store, the prefill pool's or shared one first: to its swap space, back,
-  // and within the store. The first two are set where it has swap space.
-  std::array<KvMover*, 2> swap_out{};
+  // Blocks of each store's swap space; 0: its requests reserve all that they
+  // may come to hold, and are never preempted.
+  std::array<int32_t, 2> swap_blocks{};
+  // Between the stores, see stores.h. Each is used by one thread at a time.
+  KvMover* mover = nullptr;  // to the decode store; set where it has blocks
+  std::array<KvMover*, 2> swap_out{};  // set where swap_blocks are
   std::array<KvMover*, 2> swap_in{};
-  std::array<KvMover*, 2> fork{};
-  // By PoolId: what tells KV of this pool's model from another model's.
+  std::array<KvMover*, 2> fork{};  // within a store; set for those that exist
+  int64_t decode_block_bytes = 0;  // for the migration metric
+  // By PoolId: what tells the models' KV apart in the prefix cache.
   std::array<std::string, 2> model_digests = {};
   const Tokenizer* tokenizer = nullptr;
+  // Where set: wraps the transport. For tests that plant faults.
+  std::function<std::unique_ptr<KvTransport>(std::unique_ptr<KvTransport>)>
+      decorate_transport = nullptr;
 };
 
 // Thread-safe.

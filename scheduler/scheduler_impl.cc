@@ -4,8 +4,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "base/status_macros.h"
+#include "base/log.h"
 #include "scheduler/local_transport.h"
+#include "scheduler/prefix_keys.h"
 
 namespace overfill {
 namespace {
@@ -16,6 +17,58 @@ using Clock = std::chrono::steady_clock;
 // time, and the thread sanitizer's build waits on a clock that may be set.
 constexpr std::chrono::nanoseconds kLongestWait = std::chrono::seconds(1);
 
+// The links that the backend has movers for; null where there is none.
+std::unique_ptr<KvTransport> MakeTransport(const SchedulerBackend& backend) {
+  LocalTransport::Movers movers;
+  const auto add = [&](int32_t from, int32_t to, KvMover* mover) {
+    if (mover != nullptr) movers[{from, to}] = mover;
+  };
+  add(kPrefillStore, kDecodeStore, backend.mover);
+  for (int32_t store : {kPrefillStore, kDecodeStore}) {
+    add(store, SwapStoreOf(store), backend.swap_out[store]);
+    add(SwapStoreOf(store), store, backend.swap_in[store]);
+    add(store, store, backend.fork[store]);
+  }
+  if (movers.empty()) return nullptr;
+  std::unique_ptr<KvTransport> local = std::make_unique<LocalTransport>(movers);
+  return backend.decorate_transport
+             ? backend.decorate_transport(std::move(local))
+             : std::move(local);
+}
+
+AdmissionLimits LimitsOf(const SchedulerOptions& options,
+                         const SchedulerBackend& backend,
+                         const std::array<StepBudget, 2>& budgets) {
+  const bool can_fork =
+      backend.fork[0] && (backend.fork[1] || backend.decode_blocks == 0);
+  return {.vocab_size = backend.tokenizer->vocab_size(),
+          .max_sequence_tokens = options.max_sequence_tokens,
+          // Each sample has a place in a step, and most a block copied.
+          .max_samples = can_fork ? std::min(budgets[0].max_sequences,
+                                             budgets[1].max_sequences)
+                                  : 1,
+          .max_queued_requests = options.max_queued_requests,
+          .max_queued_tokens = options.max_queued_tokens,
+          .max_queued_bytes = options.max_queued_bytes,
+          .max_tenant_queued_requests = options.max_tenant_queued_requests,
+          .max_tenant_queued_tokens = options.max_tenant_queued_tokens,
+          .max_tenant_queued_bytes = options.max_tenant_queued_bytes};
+}
+
+ChunkLimits ChunkLimitsOf(const SchedulerOptions& options) {
+  return {.max_rows = options.prefill_chunk_tokens,
+          .target_seconds =
+              std::chrono::duration<double>(options.itl_target).count()};
+}
+
+SteadyTime Earliest(const Request& request,
+                    std::chrono::nanoseconds max_duration) {
+  if (max_duration >= SteadyTime::max() - request.arrival) {
+    return request.deadline;
+  }
+  return std::min(request.deadline, request.arrival + max_duration);
+}
+
 }  // namespace
 
 SchedulerImpl::SchedulerImpl(const SchedulerOptions& options,
@@ -24,13 +77,15 @@ SchedulerImpl::SchedulerImpl(const SchedulerOptions& options,
                              SchedulerObserver* observer)
     : options_(options),
       backend_(backend),
-      stores_{options.block_tokens, backend.prefill_blocks,
-              backend.decode_blocks},
-      limits_{backend.tokenizer->vocab_size(), options.max_sequence_tokens,
-              options.max_queued_requests, options.max_queued_tokens},
+      stores_{.block_tokens = options.block_tokens,
+              .prefill_blocks = backend.prefill_blocks,
+              .decode_blocks = backend.decode_blocks,
+              .swap_blocks = backend.swap_blocks},
+      limits_(LimitsOf(options, backend, budgets)),
       observer_(observer ? observer : &silent_),
       admission_(limits_),
-      ledger_(stores_) {
+      ledger_(stores_),
+      governor_(ChunkLimitsOf(options)) {
   {
     MutexLock lock(&mu_);
     for (int pool = 0; pool < 2; ++pool) {
@@ -39,12 +94,12 @@ SchedulerImpl::SchedulerImpl(const SchedulerOptions& options,
       pools_[pool].last_step = Clock::now();
     }
   }
-  if (!stores_.is_shared()) {
-    transport_ = std::make_unique<LocalTransport>(LocalTransport::Movers{
-        {{kPrefillStore, kDecodeStore}, backend_.mover}});
+  transport_ = MakeTransport(backend_);
+  if (transport_) {
     transport_->Start(
         {.on_commit = [this](const KvCommit& commit) { OnCommit(commit); },
-         .on_fenced = [](uint64_t uid, uint32_t epoch) {}});
+         .on_fenced = [this](uint64_t uid,
+                             uint32_t epoch) { OnFenced(uid, epoch); }});
   }
   PoolHost* const host = this;
   threads_[0] =
@@ -64,7 +119,7 @@ SchedulerImpl::~SchedulerImpl() {
     }
   }
   changed_.NotifyAll();
-  deadline_added_.NotifyAll();
+  tick_.NotifyAll();
   DeliverReady();
   for (auto& thread : threads_) thread.reset();
   reaper_.join();
@@ -73,35 +128,61 @@ SchedulerImpl::~SchedulerImpl() {
   DeliverReady();
 }
 
+absl::Status SchedulerImpl::Precheck(absl::string_view tenant,
+                                     int64_t prompt_bytes,
+                                     SteadyTime deadline) {
+  Refusal refusal;
+  {
+    MutexLock lock(&mu_);
+    refusal = admission_.Precheck(tenant, prompt_bytes, deadline, Clock::now());
+  }
+  if (!refusal.status.ok()) observer_->OnReject(refusal.reason);
+  return refusal.status;
+}
+
+std::chrono::nanoseconds SchedulerImpl::RetryAfter() const {
+  MutexLock lock(&mu_);
+  return admission_.RetryAfter(Clock::now());
+}
+
 absl::StatusOr<uint64_t> SchedulerImpl::Submit(
     Request request, std::shared_ptr<EventQueue> events) {
   const auto refuse = [this](const Refusal& refusal) {
     observer_->OnReject(refusal.reason);
     return refusal.status;
   };
+  request.deadline = Earliest(request, options_.max_request_duration);
   // Before the work that a refused request is not worth.
   Refusal refusal;
   uint64_t uid;
   {
     MutexLock lock(&mu_);
     refusal = admission_.Check(request, Clock::now());
-    uid = next_uid_++;
+    uid = next_uid_;
+    next_uid_ += std::max(request.n, 1);
   }
   if (refusal.status.ok()) refusal = CheckRequest(request, limits_, stores_);
   if (!refusal.status.ok()) return refuse(refusal);
-  auto sequence = std::make_shared<Sequence>(
+  auto live = std::make_shared<LiveRequest>(
       uid, std::move(request), std::move(events), backend_.tokenizer);
+  if (options_.prefix_cache) {
+    const int pool = static_cast<int>(live->first().prompt_pool());
+    live->prefix_keys =
+        PrefixKeys(backend_.model_digests[pool], live->request.tenant,
+                   live->request.prompt_ids, options_.block_tokens,
+                   live->first().prompt_tokens() / options_.block_tokens);
+  }
   {
     MutexLock lock(&mu_);
-    refusal = admission_.Check(sequence->request, Clock::now());
+    refusal = admission_.Check(live->request, Clock::now());
     if (refusal.status.ok()) {
-      admission_.Enqueued(sequence->request);
-      ++num_in_state_[static_cast<int>(SequenceState::kQueued)];
-      live_[uid] = sequence;
-      queued_.insert(sequence);
-      if (sequence->request.deadline != SteadyTime::max()) {
-        deadlines_.insert({sequence->request.deadline, uid});
-        deadline_added_.NotifyAll();
+      admission_.Enqueued(live->request, Clock::now());
+      share_.Arrive(live->request.tenant);
+      live_[uid] = live;
+      queued_[uid] = live;
+      if (live->request.deadline != SteadyTime::max()) {
+        deadlines_.insert({live->request.deadline, uid});
+        tick_.NotifyAll();
       }
       changed_.NotifyAll();
     }
@@ -110,27 +191,13 @@ absl::StatusOr<uint64_t> SchedulerImpl::Submit(
   return uid;
 }
 
-absl::Status SchedulerImpl::Precheck(absl::string_view tenant,
-                                     int64_t prompt_bytes,
-                                     SteadyTime deadline) {
-  Request request;
-  request.tenant = std::string(tenant);
-  request.deadline = deadline;
-  MutexLock lock(&mu_);
-  return admission_.Check(request, Clock::now()).status;
-}
-
-std::chrono::nanoseconds SchedulerImpl::RetryAfter() const {
-  return std::chrono::seconds(1);
-}
-
 void SchedulerImpl::Cancel(uint64_t uid, absl::Status status) {
   OVERFILL_CHECK(!status.ok()) << "a request is not cancelled with OK";
   {
     MutexLock lock(&mu_);
     const auto it = live_.find(uid);
     if (it == live_.end()) return;
-    End(SequencePtr(it->second), std::move(status));
+    End(it->second, std::move(status));
   }
   DeliverReady();
 }
@@ -151,72 +218,80 @@ bool SchedulerImpl::WaitIdle(std::chrono::nanoseconds timeout) {
   return true;
 }
 
-void SchedulerImpl::End(SequencePtr sequence, absl::Status status,
-                        const OutputStream::End* end) {
-  if (sequence->state == SequenceState::kEnded) return;
+void SchedulerImpl::End(LivePtr live, absl::Status status) {
+  if (live->has_ended) return;
+  PostTerminal(live, std::move(status), FinishReason::kLength, live->first());
+}
+
+void SchedulerImpl::EndBroken(const SequencePtr& sequence,
+                              const absl::Status& why,
+                              absl::string_view message) {
+  LogError(absl::StrCat("request ", sequence->live->uid,
+                        " failed: ", why.ToString()));
+  // Whatever is wrong with it may be in its KV.
+  ledger_.Withdraw(*sequence);
+  End(Find(*sequence), absl::InternalError(message));
+}
+
+void SchedulerImpl::FinishSample(const SequencePtr& sequence,
+                                 const OutputStream::End& end) {
+  const LivePtr live = Find(*sequence);
+  Post(*live, Completion{.index = sequence->index,
+                         .finish_reason = end.reason,
+                         .matched_stop = end.matched_stop,
+                         .seed = live->request.sampling.seed,
+                         .usage = UsageOf(*sequence),
+                         .timings = TimingsOf(*sequence, Clock::now())});
+  LetGo(sequence);
+  changed_.NotifyAll();
+  if (live->num_running > 0) return;
+  PostTerminal(live, absl::OkStatus(), end.reason, *sequence);
+}
+
+void SchedulerImpl::PostTerminal(const LivePtr& live, absl::Status status,
+                                 FinishReason reason, const Sequence& last) {
   const SteadyTime now = Clock::now();
   Terminal terminal{
       .status = std::move(status),
-      .finish_reason = end ? end->reason : FinishReason::kLength,
-      .seed = sequence->request.sampling.seed,
-      .usage = {.prompt_tokens = sequence->prompt_tokens(),
-                .cached_prompt_tokens = 0,
-                .completion_tokens = sequence->output.num_tokens()},
-      .timings = TimingsOf(*sequence, now),
+      .finish_reason = reason,
+      .seed = live->request.sampling.seed,
+      .usage = UsageOf(*live),
+      .timings = TimingsOf(last, now),
   };
-  if (end) {
-    Post(sequence, Completion{.finish_reason = end->reason,
-                              .matched_stop = end->matched_stop,
-                              .seed = terminal.seed,
-                              .usage = terminal.usage,
-                              .timings = terminal.timings});
-  }
   observer_->OnTerminal(
-      sequence->request.path, terminal,
-      std::chrono::duration<double>(now - sequence->request.arrival).count());
-  LetGo(sequence);
+      live->request.path, terminal,
+      std::chrono::duration<double>(now - live->request.arrival).count());
+  const bool was_queued = queued_.erase(live->uid) > 0;
+  live->has_ended = true;
+  for (int32_t i = 0; i < live->request.n; ++i) LetGo(PtrOf(live, i));
+  admission_.Ended(live->request, was_queued, now);
+  share_.Leave(live->request.tenant, was_queued);
+  deadlines_.erase({live->request.deadline, live->uid});
   ++num_undelivered_ends_;
-  Post(sequence, std::move(terminal));
+  Post(*live, std::move(terminal));
+  live_.erase(live->uid);
   changed_.NotifyAll();
 }
 
 void SchedulerImpl::LetGo(const SequencePtr& sequence) {
-  const bool was_queued = sequence->state == SequenceState::kQueued;
-  if (was_queued) queued_.erase(sequence);
+  if (sequence->state == SequenceState::kEnded) return;
   for (PoolState& pool : pools_) {
     std::erase(pool.prefilling, sequence);
     std::erase(pool.decoding, sequence);
   }
-  const auto migration = migrations_.find(sequence->uid);
-  if (migration != migrations_.end() &&
-      transport_->Abandon(sequence->uid, sequence->epoch)) {
-    Unpin(migration->second);
-    migrations_.erase(migration);
-  }
+  swapped_.erase(sequence->uid);
+  if (sequence->is_moving()) Abandon(*sequence);
   ledger_.ReleaseAll(*sequence);
   FreeSlot(*sequence, PoolId::kPrefill);
   FreeSlot(*sequence, PoolId::kDecode);
-  admission_.Ended(sequence->request, was_queued);
-  deadlines_.erase({sequence->request.deadline, sequence->uid});
-  SetState(*sequence, SequenceState::kEnded);
-  live_.erase(sequence->uid);
-}
-
-void SchedulerImpl::Unpin(const Migration& migration) {
-  ledger_.Unpin(stores_.StoreOf(PoolId::kPrefill), migration.source_pin);
-  ledger_.Unpin(stores_.StoreOf(PoolId::kDecode), migration.destination_pin);
+  sequence->state = SequenceState::kEnded;
+  --sequence->live->num_running;
 }
 
 void SchedulerImpl::FreeSlot(Sequence& sequence, PoolId pool) {
   bool& has_slot = sequence.has_slot[static_cast<int>(pool)];
   if (has_slot) ++At(pool).free_slots;
   has_slot = false;
-}
-
-void SchedulerImpl::SetState(Sequence& sequence, SequenceState state) {
-  --num_in_state_[static_cast<int>(sequence.state)];
-  sequence.state = state;
-  ++num_in_state_[static_cast<int>(state)];
 }
 
 void SchedulerImpl::Expire(SteadyTime now) {
@@ -231,60 +306,66 @@ void SchedulerImpl::ReapLoop() {
   while (!is_stopping_) {
     const SteadyTime now = Clock::now();
     Expire(now);
+    ExpireLeases(now);
     if (!ready_.empty()) {
       mu_.Unlock();
       DeliverReady();
       mu_.Lock();
       continue;
     }
-    std::chrono::nanoseconds wait = kLongestWait;
-    if (!deadlines_.empty()) {
-      wait = std::min<std::chrono::nanoseconds>(
-          wait, deadlines_.begin()->first - now);
-    }
-    deadline_added_.WaitFor(&mu_, wait);
+    tick_.WaitFor(&mu_, UntilNextTick(now));
   }
   mu_.Unlock();
 }
 
-void SchedulerImpl::Post(const SequencePtr& sequence, Event event) {
-  sequence->outbox.push_back(std::move(event));
-  ready_.push_back(sequence);
+std::chrono::nanoseconds SchedulerImpl::UntilNextTick(SteadyTime now) const {
+  std::chrono::nanoseconds wait = kLongestWait;
+  const auto until = [&](SteadyTime time) {
+    wait = std::min<std::chrono::nanoseconds>(wait, time - now);
+  };
+  if (!deadlines_.empty()) until(deadlines_.begin()->first);
+  if (transfers_.NextLease() != SteadyTime::max())
+    until(transfers_.NextLease());
+  return wait;
+}
+
+void SchedulerImpl::Post(LiveRequest& live, Event event) {
+  live.outbox.push_back(std::move(event));
+  ready_.push_back(live_.at(live.uid));
 }
 
 void SchedulerImpl::DeliverReady() {
   MutexLock lock(&mu_);
   while (!ready_.empty()) {
-    const SequencePtr sequence = std::move(ready_.front());
+    const LivePtr live = std::move(ready_.front());
     ready_.pop_front();
     // Whoever is at it looks into the outbox again.
-    if (!sequence->is_delivering) Deliver(sequence);
+    if (!live->is_delivering) Deliver(live);
   }
 }
 
-void SchedulerImpl::Deliver(const SequencePtr& sequence) {
-  sequence->is_delivering = true;
-  while (!sequence->outbox.empty()) {
-    Event event = std::move(sequence->outbox.front());
-    sequence->outbox.pop_front();
+void SchedulerImpl::Deliver(const LivePtr& live) {
+  live->is_delivering = true;
+  while (!live->outbox.empty()) {
+    Event event = std::move(live->outbox.front());
+    live->outbox.pop_front();
     mu_.Unlock();
     bool is_taken = true;
     const bool is_end = std::holds_alternative<Terminal>(event);
     if (is_end) {
-      sequence->events->Finish(std::get<Terminal>(std::move(event)));
+      live->events->Finish(std::get<Terminal>(std::move(event)));
     } else if (auto* completion = std::get_if<Completion>(&event)) {
-      sequence->events->Complete(std::move(*completion));
+      live->events->Complete(std::move(*completion));
     } else {
-      is_taken = sequence->events->Push(std::get<Delta>(std::move(event)));
+      is_taken = live->events->Push(std::get<Delta>(std::move(event)));
     }
     mu_.Lock();
     if (is_end) --num_undelivered_ends_;
     if (!is_taken) {
-      End(sequence,
-          absl::ResourceExhaustedError("the client reads too slowly"));
+      End(live, absl::ResourceExhaustedError("the client reads too slowly"));
     }
   }
-  sequence->is_delivering = false;
+  live->is_delivering = false;
   if (!live_.empty() || num_undelivered_ends_ > 0) return;
 #ifndef NDEBUG
   OVERFILL_CHECK_OK(CheckIntegrityLocked());
@@ -294,73 +375,24 @@ void SchedulerImpl::Deliver(const SequencePtr& sequence) {
 
 bool SchedulerImpl::HasWork(PoolId pool) const {
   const PoolState& state = At(pool);
-  return state.is_stepping || !state.prefilling.empty() ||
-         !state.decoding.empty() ||
-         (pool == PoolId::kDecode && !migrations_.empty());
+  if (state.running_step || !state.prefilling.empty() ||
+      !state.decoding.empty()) {
+    return true;
+  }
+  const auto is_here = [&](const SequencePtr& sequence) {
+    return sequence->answer_pool() == pool;
+  };
+  for (const auto& [id, pins] : pins_) {
+    if (pins.sequence->is_moving() && is_here(pins.sequence)) return true;
+  }
+  for (const auto& [uid, sequence] : swapped_) {
+    if (is_here(sequence)) return true;
+  }
+  return false;
 }
 
 void SchedulerImpl::Wake(PoolId pool) {
   if (!HasWork(pool)) At(pool).last_step = Clock::now();
-}
-
-SchedulerStats SchedulerImpl::Stats() const {
-  MutexLock lock(&mu_);
-  const auto count = [&](SequenceState state) {
-    mu_.AssertHeld();
-    return num_in_state_[static_cast<int>(state)];
-  };
-  SchedulerStats stats;
-  stats.requests = {.queued = count(SequenceState::kQueued),
-                    .prefilling = count(SequenceState::kPrefilling),
-                    .migrating = count(SequenceState::kMigrating),
-                    .decoding = count(SequenceState::kDecoding),
-                    .swapped = 0};
-  stats.queued_tokens = admission_.queued_tokens();
-  stats.stores = ledger_.Counts();
-  for (int pool = 0; pool < 2; ++pool) {
-    stats.last_step[pool] = pools_[pool].last_step;
-    stats.has_work[pool] = HasWork(static_cast<PoolId>(pool));
-  }
-  return stats;
-}
-
-absl::Status SchedulerImpl::CheckIntegrity() const {
-  MutexLock lock(&mu_);
-  return CheckIntegrityLocked();
-}
-
-absl::Status SchedulerImpl::CheckIntegrityLocked() const {
-  std::vector<const Sequence*> sequences;
-  std::array<int32_t, kNumSequenceStates> in_state{};
-  std::array<int32_t, 2> slots{};
-  for (const auto& [uid, sequence] : live_) {
-    sequences.push_back(sequence.get());
-    ++in_state[static_cast<int>(sequence->state)];
-    for (int pool = 0; pool < 2; ++pool)
-      slots[pool] += sequence->has_slot[pool];
-  }
-  RETURN_IF_ERROR(ledger_.CheckIntegrity(sequences));
-  for (int pool = 0; pool < 2; ++pool) {
-    const PoolState& state = pools_[pool];
-    if (slots[pool] + state.free_slots != state.budget.max_sequences) {
-      return absl::InternalError(absl::StrCat(
-          PoolName(static_cast<PoolId>(pool)), " pool: ", slots[pool],
-          " places taken + ", state.free_slots, " free, of ",
-          state.budget.max_sequences));
-    }
-  }
-  constexpr int kEnded = static_cast<int>(SequenceState::kEnded);
-  for (int state = 0; state < kEnded; ++state) {
-    if (in_state[state] != num_in_state_[state]) {
-      return absl::InternalError(
-          absl::StrCat(in_state[state], " requests in state ", state,
-                       ", counted as ", num_in_state_[state]));
-    }
-  }
-  if (in_state[kEnded] != 0) {
-    return absl::InternalError("a request that has ended is live");
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace overfill

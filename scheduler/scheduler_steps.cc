@@ -1,21 +1,37 @@
-// The way of a sequence through the pools: plan, apply, migrate.
+// The way of a sequence through the pools: plan, apply.
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <span>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/log.h"
 #include "scheduler/scheduler_impl.h"
-#include "scheduler/transfer_rules.h"
+#include "scheduler/turn_order.h"
 
 namespace overfill {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Of the queue, so many are looked at in one step: more do not start in it.
+constexpr size_t kMaxCandidates = 32;
+
 double Seconds(SteadyTime from, SteadyTime to) {
   return std::chrono::duration<double>(to - from).count();
+}
+
+// Whose blocks last: the higher priority, then the elder.
+bool OutlastsBlocks(const SequencePtr& a, const SequencePtr& b) {
+  if (a->request().priority != b->request().priority) {
+    return a->request().priority > b->request().priority;
+  }
+  return a->uid < b->uid;
+}
+
+PoolId Other(PoolId pool) {
+  return pool == PoolId::kPrefill ? PoolId::kDecode : PoolId::kPrefill;
 }
 
 }  // namespace
@@ -25,13 +41,14 @@ std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
   mu_.Lock();
   while (!is_stopping_) {
     Expire(Clock::now());
+    step = BuildStep(pool);
     if (!ready_.empty()) {
       mu_.Unlock();
       DeliverReady();
+      if (step) return step;
       mu_.Lock();
       continue;
     }
-    step = BuildStep(pool);
     if (step) break;
     changed_.Wait(&mu_);
   }
@@ -40,83 +57,270 @@ std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
 }
 
 std::unique_ptr<Step> SchedulerImpl::BuildStep(PoolId pool) {
-  std::vector<SequencePtr> prompts;
-  const StepPlan plan = PlanStep(MakeInput(pool, prompts));
+  const std::vector<SequencePtr> answers = Runnable(pool);
+  std::vector<SequencePtr> candidates;
+  const StepPlan plan = PlanStep(
+      MakeInput(pool, static_cast<int32_t>(answers.size()), candidates));
+  for (size_t i : plan.returns) Return(candidates[i]);
   if (plan.empty()) return nullptr;
   auto step = std::make_unique<Step>();
   step->pool = pool;
-  for (const SequencePtr& sequence : At(pool).decoding) {
+  for (const SequencePtr& sequence : answers) {
     AddRows(sequence, /*prompt_rows=*/0, *step);
   }
   for (const PrefillShare& share : plan.prefill) {
-    const SequencePtr& sequence = prompts[share.candidate];
-    if (sequence->state == SequenceState::kQueued) Start(sequence);
+    const SequencePtr& sequence = candidates[share.candidate];
+    if (sequence->state == SequenceState::kQueued) Start(Find(*sequence));
     AddRows(sequence, share.rows, *step);
   }
-  std::vector<int32_t> blocks;
-  for (const std::vector<int32_t>& table : step->tables) {
-    blocks.insert(blocks.end(), table.begin(), table.end());
-  }
-  step->pin = ledger_.Pin(stores_.StoreOf(pool), blocks,
-                          absl::StrCat("a ", PoolName(pool), " step"));
-  At(pool).is_stepping = true;
+  Launch(*step);
   return step;
 }
 
-PlanInput SchedulerImpl::MakeInput(PoolId pool,
-                                   std::vector<SequencePtr>& prompts) const {
+void SchedulerImpl::Launch(Step& step) {
+  RunningStep running{.started = Clock::now(),
+                      .num_prompt_rows = step.num_prompt_rows,
+                      .num_decode_rows = step.num_decode_rows,
+                      .uids = {}};
+  std::vector<int32_t> blocks;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    blocks.insert(blocks.end(), step.tables[i].begin(), step.tables[i].end());
+    step.sequences[i]->is_in_step = true;
+    running.uids.push_back(step.sequences[i]->live->uid);
+  }
+  step.pin = ledger_.Pin(StoreOf(step.pool), blocks,
+                         absl::StrCat("a ", PoolName(step.pool), " step"));
+  At(step.pool).running_step = std::move(running);
+  int32_t& beside = At(Other(step.pool)).prompt_rows_since;
+  beside = std::max(beside, step.num_prompt_rows);
+}
+
+std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
+  std::vector<SequencePtr> answers = At(pool).decoding;
+  std::sort(answers.begin(), answers.end(), OutlastsBlocks);
+  std::vector<SequencePtr> runnable;
+  for (const SequencePtr& sequence : answers) {
+    // One further up may have taken this one's place.
+    if (sequence->state != SequenceState::kDecoding) continue;
+    if (ledger_.Grow(*sequence, pool, sequence->num_computed + 1)) {
+      runnable.push_back(sequence);
+    } else {
+      MakeRoom(sequence);
+    }
+  }
+  return runnable;
+}
+
+// A sequence that finds no block waits for those that are coming free, else it
+// takes the place of the one that would outlast the least, which may be itself.
+// Prompts are not preempted: they hold all that they need to become answers.
+void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
+  const int store = StoreOf(sequence->answer_pool());
+  OVERFILL_CHECK(stores_.CanSwap(store)) << "growth without a credit";
+  if (ledger_.Quarantined(store) > 0) return;
+  SequencePtr victim = sequence;
+  bool is_alone = true;
+  for (const PoolState& pool : pools_) {
+    for (const SequencePtr& other : pool.decoding) {
+      if (other == sequence || StoreOf(other->answer_pool()) != store) continue;
+      if (other->is_to_leave) return;
+      is_alone = false;
+      if (OutlastsBlocks(victim, other)) victim = other;
+    }
+  }
+  for (const auto& [id, pins] : pins_) {
+    const Sequence& moving = *pins.sequence;
+    if (moving.state == SequenceState::kLeaving &&
+        StoreOf(moving.answer_pool()) == store) {
+      return;
+    }
+  }
+  if (is_alone) return;
+  if (victim->is_in_step) {
+    victim->is_to_leave = true;
+  } else {
+    Preempt(victim);
+  }
+}
+
+PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
+                                   std::vector<SequencePtr>& candidates) {
   PlanInput input;
-  input.num_decode_rows = static_cast<int32_t>(At(pool).decoding.size());
-  input.budget = At(pool).budget;
-  input.available = {
-      .blocks = ledger_.Available(),
-      .slots = {pools_[0].free_slots, pools_[1].free_slots},
+  input.num_decode_rows = num_decode_rows;
+  input.budget = BudgetNow(pool);
+  input.available = AvailableNow();
+  const auto add = [&](const SequencePtr& sequence,
+                       const PrefillCandidate& candidate) {
+    input.prefill.push_back(candidate);
+    candidates.push_back(sequence);
   };
-  const auto add = [&](const SequencePtr& sequence) {
-    const bool is_started = sequence->state != SequenceState::kQueued;
-    input.prefill.push_back({
-        .priority = sequence->request.priority,
-        .order = sequence->uid,
-        .remaining_rows = sequence->prompt_tokens() - sequence->num_computed,
-        .is_started = is_started,
-        .needs = is_started ? Resources{} : NeedsOf(*sequence),
-        .is_here = sequence->prompt_pool() == pool,
-    });
-    prompts.push_back(sequence);
-  };
-  for (const SequencePtr& sequence : At(pool).prefilling) add(sequence);
-  for (const SequencePtr& sequence : queued_) add(sequence);
+  for (const SequencePtr& sequence : At(pool).prefilling) {
+    add(sequence,
+        {.priority = sequence->request().priority,
+         .order = sequence->uid,
+         .remaining_rows = sequence->prompt_tokens() - sequence->num_computed,
+         .is_started = true,
+         .needs = {}});
+  }
+  for (const auto& [uid, sequence] : swapped_) {
+    add(sequence, {.priority = sequence->request().priority,
+                   .order = uid,
+                   .needs = NeedsToReturn(*sequence),
+                   .is_return = true,
+                   .is_here = sequence->answer_pool() == pool});
+  }
+  // Behind all that have begun.
+  uint64_t order = next_uid_;
+  const SteadyTime now = Clock::now();
+  for (const LivePtr& live : NextQueued(now)) {
+    const SequencePtr sequence = PtrOf(live, 0);
+    const KvLedger::Prefix prefix = PrefixOf(*live);
+    add(sequence,
+        {.priority =
+             EffectivePriority(live->request.priority, live->request.arrival,
+                               now, options_.priority_ageing),
+         .order = order++,
+         .remaining_rows =
+             sequence->prompt_tokens() -
+             static_cast<int32_t>(prefix.blocks.size()) * stores_.block_tokens,
+         .needs = NeedsToStart(*live, prefix),
+         .is_here = sequence->prompt_pool() == pool});
+  }
   return input;
 }
 
-Resources SchedulerImpl::NeedsOf(const Sequence& sequence) const {
-  const int32_t max_tokens = sequence.request.stop_rules.max_tokens;
-  const auto blocks =
-      stores_.WorstCase(sequence.route, sequence.prompt_tokens(), max_tokens);
+StepBudget SchedulerImpl::BudgetNow(PoolId pool) const {
+  StepBudget budget = At(pool).budget;
+  budget.max_prefill_rows = governor_.MaxPromptRows(
+      pool, {static_cast<int32_t>(pools_[0].decoding.size()),
+             static_cast<int32_t>(pools_[1].decoding.size())});
+  return budget;
+}
+
+Resources SchedulerImpl::AvailableNow() const {
+  Resources available;
+  for (int i = 0; i < 2; ++i) {
+    available.slots[i] = pools_[i].free_slots;
+    available.blocks[i] = ledger_.Available(i);
+    if (!stores_.CanSwap(i)) continue;
+    // A block for each running answer stays: else every start would preempt.
+    int32_t num_growing = 0;
+    for (int pool = 0; pool < 2; ++pool) {
+      if (StoreOf(static_cast<PoolId>(pool)) == i) {
+        num_growing += static_cast<int32_t>(pools_[pool].decoding.size());
+      }
+    }
+    available.blocks[i] = std::max(0, available.blocks[i] - num_growing);
+  }
+  return available;
+}
+
+std::vector<LivePtr> SchedulerImpl::NextQueued(SteadyTime now) const {
+  std::vector<const LivePtr*> requests;
+  std::vector<Waiting> waiting;
+  for (const auto& [uid, live] : queued_) {
+    requests.push_back(&live);
+    waiting.push_back({.priority = live->request.priority,
+                       .arrival = live->request.arrival,
+                       .order = uid,
+                       .tenant = live->request.tenant,
+                       .cost_tokens = live->first().prompt_tokens()});
+  }
+  std::vector<LivePtr> next;
+  for (size_t i : TurnOrder(waiting, share_, now, options_.priority_ageing,
+                            kMaxCandidates)) {
+    next.push_back(*requests[i]);
+  }
+  return next;
+}
+
+Resources SchedulerImpl::NeedsToStart(const LiveRequest& live,
+                                      const KvLedger::Prefix& prefix) const {
+  const Request& request = live.request;
+  const int32_t max_tokens = request.stop_rules.max_tokens;
+  const Sequence& first = live.first();
+  const auto blocks = stores_.BlocksFor(
+      live.route, first.prompt_tokens(),
+      stores_.AnswerTokensAtStart(live.route, max_tokens), request.n);
   Resources needs;
   for (int store = 0; store < 2; ++store) {
     // Admission compared it with the store's size.
     needs.blocks[store] = static_cast<int32_t>(blocks[store]);
   }
-  needs.slots[static_cast<int>(sequence.prompt_pool())] = 1;
-  if (max_tokens > 1) needs.slots[static_cast<int>(sequence.answer_pool())] = 1;
+  needs.blocks[StoreOf(first.prompt_pool())] -= prefix.num_held;
+  needs.slots[static_cast<int>(first.prompt_pool())] = request.n;
+  if (max_tokens > 1) {
+    needs.slots[static_cast<int>(first.answer_pool())] = request.n;
+  }
   return needs;
 }
 
-void SchedulerImpl::Start(const SequencePtr& sequence) {
-  const Resources needs = NeedsOf(*sequence);
-  ledger_.Reserve(*sequence, needs.blocks);
-  for (int pool = 0; pool < 2; ++pool) {
-    if (needs.slots[pool] == 0) continue;
-    OVERFILL_CHECK_GE(--pools_[pool].free_slots, 0);
-    sequence->has_slot[pool] = true;
+Resources SchedulerImpl::NeedsToReturn(const Sequence& sequence) const {
+  const PoolId pool = sequence.answer_pool();
+  Resources needs;
+  needs.blocks[StoreOf(pool)] =
+      (sequence.num_computed + stores_.block_tokens) / stores_.block_tokens;
+  needs.slots[static_cast<int>(pool)] = 1;
+  return needs;
+}
+
+KvLedger::Prefix SchedulerImpl::PrefixOf(const LiveRequest& live) const {
+  // The last position is always computed: its logits are what is wanted.
+  const size_t num_keys = std::min<size_t>(
+      live.prefix_keys.size(),
+      (live.first().prompt_tokens() - 1) / stores_.block_tokens);
+  return ledger_.FindPrefix(StoreOf(live.first().prompt_pool()),
+                            std::span(live.prefix_keys).first(num_keys));
+}
+
+void SchedulerImpl::Start(const LivePtr& live) {
+  Sequence& first = live->first();
+  // Earlier starts of this step may have evicted what was there for the plan.
+  // A block that is cached costs as much as one that is not, so that the needs
+  // are still within it.
+  const KvLedger::Prefix prefix = PrefixOf(*live);
+  const Resources needs = NeedsToStart(*live, prefix);
+  const int rest_store = StoreOf(first.answer_pool());
+  std::array<int32_t, 2> blocks = needs.blocks;
+  const int64_t answer_tokens = stores_.AnswerTokensAtStart(
+      live->route, live->request.stop_rules.max_tokens);
+  const auto own =
+      static_cast<int32_t>(stores_.BlocksFor(live->route, first.prompt_tokens(),
+                                             answer_tokens, 2)[rest_store] -
+                           stores_.BlocksFor(live->route, first.prompt_tokens(),
+                                             answer_tokens, 1)[rest_store]);
+  for (Sequence& sample : live->samples) {
+    if (sample.index > 0) {
+      ledger_.Reserve(sample, rest_store, own);
+      blocks[rest_store] -= own;
+    }
+    for (int pool = 0; pool < 2; ++pool) {
+      if (needs.slots[pool] == 0) continue;
+      OVERFILL_CHECK_GE(--pools_[pool].free_slots, 0);
+      sample.has_slot[pool] = true;
+    }
+    sample.state = SequenceState::kWaiting;
   }
-  queued_.erase(sequence);
-  admission_.Started(sequence->request);
-  Wake(sequence->prompt_pool());
-  SetState(*sequence, SequenceState::kPrefilling);
-  sequence->started = Clock::now();
-  At(sequence->prompt_pool()).prefilling.push_back(sequence);
+  for (int store = 0; store < 2; ++store) {
+    ledger_.Reserve(first, store, blocks[store]);
+  }
+  ledger_.AdoptPrefix(first, first.prompt_pool(), prefix);
+  first.num_computed =
+      static_cast<int32_t>(prefix.blocks.size()) * stores_.block_tokens;
+  live->cached_prompt_tokens = first.num_computed;
+  if (options_.prefix_cache) {
+    observer_->OnPrefixLookup(first.prompt_tokens(), first.num_computed);
+  }
+  const SteadyTime now = Clock::now();
+  admission_.Started(live->request, now);
+  share_.Start(live->request.tenant);
+  share_.Charge(live->request.tenant,
+                first.prompt_tokens() - first.num_computed, 0);
+  queued_.erase(live->uid);
+  live->started = now;
+  Wake(first.prompt_pool());
+  first.state = SequenceState::kPrefilling;
+  At(first.prompt_pool()).prefilling.push_back(PtrOf(live, 0));
 }
 
 void SchedulerImpl::AddRows(const SequencePtr& sequence, int32_t prompt_rows,
@@ -125,18 +329,24 @@ void SchedulerImpl::AddRows(const SequencePtr& sequence, int32_t prompt_rows,
   const int32_t begin = sequence->num_computed;
   const int32_t rows = is_decode ? 1 : prompt_rows;
   ledger_.Cover(*sequence, step.pool, begin + rows);
-  // A copy: a cancelled sequence loses its own while the step runs.
-  step.tables.push_back(sequence->holdings[stores_.StoreOf(step.pool)].table);
-  const bool samples = is_decode || begin + rows == sequence->prompt_tokens();
+  // Copies: a cancelled sequence loses its own while the step runs.
+  step.tables.push_back(sequence->holdings[StoreOf(step.pool)].table);
+  step.draws.emplace_back();
+  if (is_decode) {
+    step.draws.back() = {&sequence->sampling};
+  } else if (begin + rows == sequence->prompt_tokens()) {
+    for (const Sequence& sample : sequence->live->samples) {
+      step.draws.back().push_back(&sample.sampling);
+    }
+  }
   step.batch.sequences.push_back({
       .token_ids =
           is_decode
               ? std::span<const int32_t>(&sequence->last_token, 1)
-              : std::span(sequence->request.prompt_ids).subspan(begin, rows),
+              : std::span(sequence->request().prompt_ids).subspan(begin, rows),
       .start_position = begin,
       .block_table = step.tables.back(),
-      .draws = samples ? std::span<const SamplingState* const>(sequence->draws)
-                       : std::span<const SamplingState* const>(),
+      .draws = step.draws.back(),
   });
   step.sequences.push_back(sequence);
   (is_decode ? step.num_decode_rows : step.num_prompt_rows) += rows;
@@ -146,9 +356,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
                           absl::StatusOr<StepResult> result, double seconds) {
   const size_t num_sequences = step->sequences.size();
   size_t num_draws = 0;
-  for (const SequenceStep& rows : step->batch.sequences) {
-    num_draws += rows.draws.size();
-  }
+  for (const auto& draws : step->draws) num_draws += draws.size();
   if (result.ok() && result->tokens.size() != num_draws) {
     result = absl::InternalError("the step's result has another shape");
   }
@@ -161,23 +369,23 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
   {
     MutexLock lock(&mu_);
     const SteadyTime now = Clock::now();
-    ledger_.Unpin(stores_.StoreOf(step->pool), step->pin);
-    At(step->pool).is_stepping = false;
-    At(step->pool).last_step = now;
+    ledger_.Unpin(StoreOf(step->pool), step->pin);
+    Account(*step, now);
     Expire(now);
     size_t next_token = 0;
     for (size_t i = 0; i < num_sequences; ++i) {
       const SequencePtr& sequence = step->sequences[i];
-      const SequenceStep& rows = step->batch.sequences[i];
-      const size_t token = next_token;
-      next_token += rows.draws.size();
+      const size_t count = step->draws[i].size();
+      const size_t first = next_token;
+      next_token += count;
       if (sequence->state == SequenceState::kEnded) continue;
       if (!result.ok()) {
-        End(sequence, absl::InternalError("the model failed on this step"));
+        ledger_.Withdraw(*sequence);
+        End(Find(*sequence),
+            absl::InternalError("the model failed on this step"));
         continue;
       }
-      sequence->num_computed += static_cast<int32_t>(rows.token_ids.size());
-      if (!rows.draws.empty()) TakeToken(sequence, result->tokens[token], now);
+      ApplyTo(*step, i, std::span(result->tokens).subspan(first, count), now);
     }
     // The other pool, too: what this step held may be free now.
     changed_.NotifyAll();
@@ -185,134 +393,152 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
   DeliverReady();
 }
 
-void SchedulerImpl::TakeToken(const SequencePtr& sequence,
-                              const SampledToken& token, SteadyTime now) {
+void SchedulerImpl::Account(const Step& step, SteadyTime now) {
+  PoolState& pool = At(step.pool);
+  pool.running_step.reset();
+  pool.last_step = now;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    Sequence& sequence = *step.sequences[i];
+    sequence.is_in_step = false;
+    if (!sequence.live->has_ended) {
+      share_.Charge(sequence.request().tenant, 0,
+                    static_cast<int64_t>(step.draws[i].size()));
+    }
+  }
+  if (step.num_decode_rows == 0) return;
+  const bool is_mixed = step.num_prompt_rows >= pool.prompt_rows_since;
+  if (pool.last_decode_step != SteadyTime()) {
+    governor_.OnGap(
+        {.answers_in = step.pool,
+         .num_decode_rows = step.num_decode_rows,
+         .prompt_rows = std::max(step.num_prompt_rows, pool.prompt_rows_since),
+         .prompts_in = is_mixed ? step.pool : Other(step.pool),
+         .seconds = Seconds(pool.last_decode_step, now)});
+  }
+  pool.last_decode_step = now;
+  const auto& other = At(Other(step.pool)).running_step;
+  pool.prompt_rows_since = other ? other->num_prompt_rows : 0;
+}
+
+void SchedulerImpl::ApplyTo(const Step& step, size_t index,
+                            std::span<const SampledToken> tokens,
+                            SteadyTime now) {
+  const SequencePtr& sequence = step.sequences[index];
+  sequence->num_computed +=
+      static_cast<int32_t>(step.batch.sequences[index].token_ids.size());
+  for (const SampledToken& token : tokens) {
+    if (!CheckToken(sequence, token)) return;
+  }
+  if (sequence->state == SequenceState::kPrefilling) {
+    if (!tokens.empty()) LeavePrompt(Find(*sequence), tokens, now);
+    return;
+  }
+  if (const auto end = TakeToken(sequence, tokens[0], now)) {
+    FinishSample(sequence, *end);
+  } else if (sequence->is_to_leave) {
+    Preempt(sequence);
+  }
+}
+
+bool SchedulerImpl::CheckToken(const SequencePtr& sequence,
+                               const SampledToken& token) {
   absl::Status status = token.status;
   if (status.ok() && token.token_id < 0) {
     status = absl::InternalError("a token without an id");
   }
-  if (!status.ok()) {
-    LogError(absl::StrCat("request ", sequence->uid,
-                          " failed: ", status.ToString()));
-    End(sequence, absl::InternalError("the model failed on this request"));
-    return;
-  }
+  if (status.ok()) return true;
+  EndBroken(sequence, status, "the model failed on this request");
+  return false;
+}
+
+std::optional<OutputStream::End> SchedulerImpl::TakeToken(
+    const SequencePtr& sequence, const SampledToken& token, SteadyTime now) {
   // One owner of each token index, and none twice.
   OVERFILL_CHECK(sequence->sampling.token_index() ==
                  static_cast<uint32_t>(sequence->output.num_tokens()));
   sequence->sampling.Accept(token.token_id);
   OutputStream::Output output = sequence->output.Accept(token);
   sequence->last_token = token.token_id;
-  TellToken(*sequence, now);
-  Post(sequence, std::move(output.delta));
-  if (output.end) {
-    End(sequence, absl::OkStatus(), &*output.end);
-  } else if (sequence->state == SequenceState::kPrefilling) {
-    LeavePrompt(sequence, now);
-  }
-}
-
-void SchedulerImpl::TellToken(Sequence& sequence, SteadyTime now) {
-  const Request& request = sequence.request;
-  if (sequence.output.num_tokens() == 1) {
-    sequence.first_token = now;
-    observer_->OnFirstToken(request.path, Seconds(request.arrival, now),
-                            Seconds(request.arrival, sequence.started));
+  const Request& request = sequence->request();
+  if (sequence->output.num_tokens() > 1) {
+    observer_->OnToken(request.path, Seconds(sequence->last_token_time, now));
   } else {
-    observer_->OnToken(request.path, Seconds(sequence.last_token_time, now));
+    sequence->first_token = now;
+    observer_->OnFirstToken(request.path, Seconds(request.arrival, now),
+                            Seconds(request.arrival, sequence->live->started));
   }
-  sequence.last_token_time = now;
+  sequence->last_token_time = now;
+  output.delta.index = sequence->index;
+  Post(*sequence->live, std::move(output.delta));
+  return std::move(output.end);
 }
 
-void SchedulerImpl::LeavePrompt(const SequencePtr& sequence, SteadyTime now) {
-  std::erase(At(sequence->prompt_pool()).prefilling, sequence);
-  if (sequence->answer_pool() == sequence->prompt_pool()) {
-    BeginDecode(sequence);
+void SchedulerImpl::LeavePrompt(const LivePtr& live,
+                                std::span<const SampledToken> tokens,
+                                SteadyTime now) {
+  const SequencePtr reader = PtrOf(live, 0);
+  std::erase(At(reader->prompt_pool()).prefilling, reader);
+  reader->state = SequenceState::kWaiting;
+  if (!live->prefix_keys.empty()) {
+    ledger_.Publish(*reader, reader->prompt_pool(), live->prefix_keys);
+  }
+  std::vector<std::pair<SequencePtr, OutputStream::End>> ended;
+  SequencePtr carrier;  // the first that goes on has the prompt's KV
+  for (int32_t i = 0; i < live->request.n; ++i) {
+    const SequencePtr sample = PtrOf(live, i);
+    if (auto end = TakeToken(sample, tokens[i], now)) {
+      ended.emplace_back(sample, *std::move(end));
+    } else if (!carrier) {
+      carrier = sample;
+    }
+  }
+  if (carrier && carrier != reader) {
+    ledger_.Exchange(*reader, *carrier);
+    carrier->num_computed = reader->num_computed;
+  }
+  for (const auto& [sample, end] : ended) FinishSample(sample, end);
+  if (!carrier) return;
+  if (carrier->answer_pool() == carrier->prompt_pool()) {
+    BeginAnswers(carrier);
     return;
   }
-  FreeSlot(*sequence, sequence->prompt_pool());
-  ++sequence->epoch;
-  sequence->migration_started = now;
+  for (Sequence& sample : live->samples) {
+    FreeSlot(sample, sample.prompt_pool());
+  }
+  Migrate(carrier, now);
+}
+
+void SchedulerImpl::Migrate(const SequencePtr& sequence, SteadyTime now) {
   if (!stores_.is_shared()) {
-    BeginCopy(sequence);
+    ledger_.Cover(*sequence, sequence->answer_pool(), sequence->num_computed);
+    MoveAll(sequence, SequenceState::kMigrating,
+            StoreOf(sequence->prompt_pool()), StoreOf(sequence->answer_pool()));
     return;
   }
   ledger_.HandOver(*sequence, sequence->answer_pool());
   sequence->migration_seconds = Seconds(now, Clock::now());
   observer_->OnMigration(sequence->migration_seconds, 0, /*copied=*/false);
-  BeginDecode(sequence);
+  BeginAnswers(sequence);
+}
+
+void SchedulerImpl::BeginAnswers(const SequencePtr& carrier) {
+  const LivePtr live = Find(*carrier);
+  for (int32_t i = 0; i < live->request.n; ++i) {
+    const SequencePtr sample = PtrOf(live, i);
+    if (sample == carrier || sample->state != SequenceState::kWaiting) continue;
+    Fork(carrier, sample);
+  }
+  BeginDecode(carrier);
 }
 
 void SchedulerImpl::BeginDecode(const SequencePtr& sequence) {
-  Wake(sequence->answer_pool());
-  SetState(*sequence, SequenceState::kDecoding);
-  At(sequence->answer_pool()).decoding.push_back(sequence);
+  const PoolId pool = sequence->answer_pool();
+  Wake(pool);
+  sequence->state = SequenceState::kDecoding;
+  // The gap before its first step here says nothing about the model.
+  if (At(pool).decoding.empty()) At(pool).last_decode_step = SteadyTime();
+  At(pool).decoding.push_back(sequence);
   changed_.NotifyAll();
-}
-
-void SchedulerImpl::BeginCopy(const SequencePtr& sequence) {
-  const int from = stores_.StoreOf(sequence->prompt_pool());
-  const int to = stores_.StoreOf(sequence->answer_pool());
-  ledger_.Cover(*sequence, sequence->answer_pool(), sequence->num_computed);
-  Migration migration{
-      .sequence = sequence,
-      .transfer = {.uid = sequence->uid,
-                   .epoch = sequence->epoch,
-                   .from_store = from,
-                   .to_store = to,
-                   .coverage = {0, sequence->num_computed},
-                   .block_tokens = stores_.block_tokens,
-                   .source = sequence->holdings[from].table,
-                   .destination = sequence->holdings[to].table},
-  };
-  const std::string what = absl::StrCat("the copy of request ", sequence->uid);
-  migration.source_pin = ledger_.Pin(from, migration.transfer.source, what);
-  migration.destination_pin =
-      ledger_.Pin(to, migration.transfer.destination, what);
-  Wake(sequence->answer_pool());
-  SetState(*sequence, SequenceState::kMigrating);
-  transport_->Send(migration.transfer);
-  migrations_.emplace(sequence->uid, std::move(migration));
-}
-
-void SchedulerImpl::OnCommit(const KvCommit& commit) {
-  {
-    MutexLock lock(&mu_);
-    const auto it = migrations_.find(commit.uid);
-    if (it == migrations_.end() || it->second.transfer.epoch != commit.epoch) {
-      LogError("a commit of an unknown migration is ignored");
-      return;
-    }
-    const Migration migration = std::move(it->second);
-    migrations_.erase(it);
-    Unpin(migration);
-    Expire(Clock::now());
-    Commit(migration, commit);
-    changed_.NotifyAll();
-  }
-  DeliverReady();
-}
-
-void SchedulerImpl::Commit(const Migration& migration, const KvCommit& commit) {
-  const SequencePtr& sequence = migration.sequence;
-  if (sequence->state == SequenceState::kEnded) return;
-  const absl::Status status = CheckCommit(migration.transfer, commit);
-  if (!status.ok()) {
-    LogError(absl::StrCat("the migration of request ", sequence->uid,
-                          " failed: ", status.ToString()));
-    End(sequence, absl::InternalError("the prompt's migration failed"));
-    return;
-  }
-  // Decode begins on all positions that the prompt has, no more, no fewer.
-  OVERFILL_CHECK_EQ(commit.coverage.begin, 0);
-  OVERFILL_CHECK_EQ(commit.coverage.end, sequence->prompt_tokens());
-  ledger_.Release(*sequence, stores_.StoreOf(sequence->prompt_pool()));
-  sequence->migration_seconds =
-      Seconds(sequence->migration_started, Clock::now());
-  observer_->OnMigration(sequence->migration_seconds,
-                         commit.num_blocks * backend_.decode_block_bytes,
-                         /*copied=*/true);
-  BeginDecode(sequence);
 }
 
 }  // namespace overfill

@@ -37,8 +37,10 @@ class Purse {
   Resources left_;
 };
 
-// The candidates that may have rows, by priority, then arrival.
-std::vector<size_t> Eligible(const PlanInput& input) {
+// The candidates that may have rows, by priority, then arrival, and those that
+// return.
+std::vector<size_t> Eligible(const PlanInput& input,
+                             std::vector<size_t>& returns) {
   const auto& prefill = input.prefill;
   std::vector<size_t> order(prefill.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -56,7 +58,8 @@ std::vector<size_t> Eligible(const PlanInput& input) {
       purse.CloseWhat(candidate.needs);
       continue;
     }
-    if (candidate.is_here) eligible.push_back(i);
+    if (!candidate.is_here) continue;
+    (candidate.is_return ? returns : eligible).push_back(i);
   }
   return eligible;
 }
@@ -103,13 +106,14 @@ StepPlan PlanStep(const PlanInput& input) {
   const StepBudget& budget = input.budget;
   OVERFILL_CHECK_LE(input.num_decode_rows, budget.max_rows);
   OVERFILL_CHECK_LE(input.num_decode_rows, budget.max_sequences);
-  StepPlan plan{.num_decode_rows = input.num_decode_rows, .prefill = {}};
+  StepPlan plan{
+      .num_decode_rows = input.num_decode_rows, .prefill = {}, .returns = {}};
   Left left{
       .rows = std::min(budget.max_prefill_rows,
                        budget.max_rows - input.num_decode_rows),
       .sequences = budget.max_sequences - input.num_decode_rows,
   };
-  const std::vector<size_t> eligible = Eligible(input);
+  const std::vector<size_t> eligible = Eligible(input, plan.returns);
   for (size_t begin = 0; begin < eligible.size();) {
     const int32_t priority = input.prefill[eligible[begin]].priority;
     size_t end = begin;

@@ -16,15 +16,18 @@ struct Resources {
   std::array<int32_t, 2> slots{};   // by PoolId
 };
 
-// A prompt that is not read to its end.
+// A prompt that is not read to its end, or a sequence that was preempted.
 struct PrefillCandidate {
   int32_t priority = 0;        // higher goes first
   uint64_t order = 0;          // of arrival, unique
-  int32_t remaining_rows = 0;  // of the prompt, >= 1
+  int32_t remaining_rows = 0;  // of the prompt, >= 1; 0 for a return
   bool is_started = false;     // it holds its resources
   Resources needs;             // looked at only before the start
-  // False: another pool reads this prompt. It gets no rows here, but what it
-  // needs is not given to later ones.
+  // A preempted sequence: it has no prompt to read, and comes back as soon as
+  // what it needs is available.
+  bool is_return = false;
+  // False: another pool reads this prompt, or takes this sequence back. It gets
+  // nothing here, but what it needs is not given to later ones.
   bool is_here = true;
 };
 
@@ -50,10 +53,13 @@ struct PrefillShare {
 
 // Every sequence that writes an answer has one row in each step; what the
 // budget leaves is for prompts. A candidate with a share and without its
-// resources starts now: all that start fit into what is available together.
+// resources starts now: all that start, and all that return, fit into what is
+// available together.
 struct StepPlan {
   int32_t num_decode_rows = 0;
   std::vector<PrefillShare> prefill;
+  std::vector<size_t> returns;  // indices in PlanInput::prefill
+  // No rows. Sequences may return all the same.
   bool empty() const { return num_decode_rows == 0 && prefill.empty(); }
 };
 

@@ -231,6 +231,7 @@ void Gate::AwaitArrival() {
 absl::StatusOr<KvMoveResult> FakeMover::Move(std::span<const BlockCopy> blocks,
                                              int32_t first_position) {
   gate_.Pass();
+  if (before_move) before_move(blocks);
   ++num_moves;
   if (num_failures_to_come > 0) {
     --num_failures_to_come;

@@ -129,6 +129,9 @@ class FakeMover : public KvMover {
   uint64_t DestinationDigest(std::span<const BlockCopy> blocks,
                              int32_t first_position) const;
 
+  // To be set before the scheduler is made. Called within Move, behind the
+  // gate.
+  std::function<void(std::span<const BlockCopy>)> before_move;
   // False: as through maps, which give no digests.
   std::atomic<bool> copies_bytes = true;
   std::atomic<Fault> fault = Fault::kNone;

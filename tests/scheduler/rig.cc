@@ -55,6 +55,9 @@ void Client::Drain() {
       deltas.push_back(delta->text);
       tokens.insert(tokens.end(), delta->token_ids.begin(),
                     delta->token_ids.end());
+      auto& sample = samples[delta->index];
+      sample.insert(sample.end(), delta->token_ids.begin(),
+                    delta->token_ids.end());
       logprobs.insert(logprobs.end(), delta->logprobs.begin(),
                       delta->logprobs.end());
     } else if (auto* completion = std::get_if<Completion>(&*event)) {
@@ -92,6 +95,11 @@ void Client::AwaitTokens(size_t count) {
 bool Client::HasEnded() const {
   MutexLock lock(&mu_);
   return has_ended_;
+}
+
+size_t Client::num_tokens() const {
+  MutexLock lock(&mu_);
+  return num_tokens_;
 }
 
 void CountingObserver::OnStep(PoolId pool, double seconds,
@@ -138,6 +146,24 @@ void CountingObserver::OnTerminal(DecodePath path, const Terminal& terminal,
   counts_.completion_tokens += terminal.usage.completion_tokens;
 }
 
+void CountingObserver::OnPrefixLookup(int32_t queried_tokens,
+                                      int32_t hit_tokens) {
+  EXPECT_LT(hit_tokens, queried_tokens);
+  MutexLock lock(&mu_);
+  counts_.queried_tokens += queried_tokens;
+  counts_.hit_tokens += hit_tokens;
+}
+
+void CountingObserver::OnPreemption() {
+  MutexLock lock(&mu_);
+  ++counts_.preemptions;
+}
+
+void CountingObserver::OnTransferRetry() {
+  MutexLock lock(&mu_);
+  ++counts_.retries;
+}
+
 void CountingObserver::OnReject(absl::string_view reason) {
   MutexLock lock(&mu_);
   ++counts_.rejects[std::string(reason)];
@@ -162,26 +188,54 @@ Rig::Rig(const RigOptions& options_in)
              {options.max_rows, options.scheduler.max_decode_batch,
               options.scheduler.max_sequence_tokens},
              TestTokenizer().vocab_size()),
-      mover(&prefill_store, &decode_store) {}
+      swap_stores{
+          FakeStore(options.swap_blocks[0], options.scheduler.block_tokens),
+          FakeStore(options.swap_blocks[1], options.scheduler.block_tokens)},
+      mover(&prefill_store, &decode_store),
+      swap_out{FakeMover(&prefill_store, &swap_stores[0]),
+               FakeMover(&decode_store, &swap_stores[1])},
+      swap_in{FakeMover(&swap_stores[0], &prefill_store),
+              FakeMover(&swap_stores[1], &decode_store)},
+      fork{FakeMover(&prefill_store, &prefill_store),
+           FakeMover(&decode_store, &decode_store)} {}
 
 Rig::~Rig() {
+  OpenGates();
+  if (!is_finished_ && scheduler) Finish();
+}
+
+void Rig::OpenGates() {
   full.OpenGate();
   pruned.OpenGate();
   mover.OpenGate();
-  if (!is_finished_ && scheduler) Finish();
+  for (int store = 0; store < 2; ++store) {
+    swap_out[store].OpenGate();
+    swap_in[store].OpenGate();
+    fork[store].OpenGate();
+  }
 }
 
 void Rig::Begin() {
   if (scheduler) return;
-  const SchedulerBackend backend = {
+  SchedulerBackend backend = {
       .prefill = &full,
       .decode = &pruned,
       .prefill_blocks = options.prefill_blocks,
       .decode_blocks = options.is_shared ? 0 : options.decode_blocks,
+      .swap_blocks = options.swap_blocks,
       .mover = options.is_shared ? nullptr : &mover,
       .decode_block_bytes = options.is_shared ? 0 : 100,
+      .model_digests = {absl::StrCat("model ", options.full_salt),
+                        absl::StrCat("model ", options.pruned_salt)},
       .tokenizer = &TestTokenizer(),
+      .decorate_transport = options.decorate_transport,
   };
+  for (int store = 0; store < (options.is_shared ? 1 : 2); ++store) {
+    backend.fork[store] = &fork[store];
+    if (options.swap_blocks[store] == 0) continue;
+    backend.swap_out[store] = &swap_out[store];
+    backend.swap_in[store] = &swap_in[store];
+  }
   auto made = Scheduler::Create(options.scheduler, backend, &observer);
   OVERFILL_CHECK(made.ok()) << made.status().ToString();
   scheduler = *std::move(made);
@@ -231,43 +285,56 @@ absl::Status Rig::TrySubmit(Request request) {
   return absl::OkStatus();
 }
 
-std::vector<int32_t> Rig::Expected(const Request& request) const {
+std::vector<int32_t> Rig::Expected(const Request& request,
+                                   int32_t index) const {
   const bool full_reads = request.path != DecodePath::kPruned;
   const bool full_writes = request.path == DecodePath::kFull;
   return FakeAnswer(request,
                     full_reads ? options.full_salt : options.pruned_salt,
                     full_writes ? options.full_salt : options.pruned_salt,
-                    TestTokenizer().vocab_size());
+                    TestTokenizer().vocab_size(), index);
 }
 
 bool Rig::IsRight(Client& client) {
   const Terminal& terminal = client.Wait();
   if (!terminal.status.ok()) return false;
-  const std::vector<int32_t> expected = Expected(client.request);
-  return client.tokens == expected && terminal.usage.completion_tokens ==
-                                          static_cast<int32_t>(expected.size());
+  int32_t num_tokens = 0;
+  for (int32_t i = 0; i < client.request.n; ++i) {
+    const std::vector<int32_t> expected = Expected(client.request, i);
+    if (client.samples[i] != expected) return false;
+    num_tokens += static_cast<int32_t>(expected.size());
+  }
+  return terminal.usage.completion_tokens == num_tokens;
 }
 
 void Rig::ExpectRight(Client& client) {
   const Terminal& terminal = client.Wait();
   const Request& request = client.request;
   ASSERT_TRUE(terminal.status.ok()) << terminal.status;
-  const std::vector<int32_t> expected = Expected(request);
-  EXPECT_EQ(client.tokens, expected)
-      << DecodePathName(request.path) << ", prompt of "
-      << request.prompt_ids.size();
-  EXPECT_EQ(terminal.usage.completion_tokens,
-            static_cast<int32_t>(expected.size()));
+  ASSERT_EQ(client.completions.size(), static_cast<size_t>(request.n));
+  int32_t num_tokens = 0;
+  for (const Completion& completion : client.completions) {
+    const std::vector<int32_t> expected = Expected(request, completion.index);
+    EXPECT_EQ(client.samples[completion.index], expected)
+        << DecodePathName(request.path) << ", prompt of "
+        << request.prompt_ids.size() << ", sample " << completion.index;
+    EXPECT_EQ(completion.usage.completion_tokens,
+              static_cast<int32_t>(expected.size()));
+    EXPECT_EQ(completion.seed, request.sampling.seed);
+    num_tokens += static_cast<int32_t>(expected.size());
+  }
+  EXPECT_EQ(client.samples.size(), static_cast<size_t>(request.n));
+  EXPECT_EQ(terminal.usage.completion_tokens, num_tokens);
   EXPECT_EQ(terminal.usage.prompt_tokens,
             static_cast<int32_t>(request.prompt_ids.size()));
   EXPECT_EQ(terminal.seed, request.sampling.seed);
   EXPECT_GE(terminal.timings.ttft_seconds, terminal.timings.queue_seconds);
-  if (request.stop_rules.stop.empty() &&
+  if (request.n == 1 && request.stop_rules.stop.empty() &&
       terminal.finish_reason == FinishReason::kLength) {
     Detokenizer detokenizer = Detokenizer::AfterPrompt(
         &TestTokenizer(), /*skip_special_tokens=*/true, request.prompt_ids);
     std::string text;
-    for (int32_t id : expected) text += detokenizer.Append(id);
+    for (int32_t id : Expected(request)) text += detokenizer.Append(id);
     EXPECT_EQ(client.text, text + detokenizer.Flush());
   }
 }
@@ -278,10 +345,11 @@ void Rig::ExpectStatus(Client& client, absl::StatusCode code) {
   EXPECT_EQ(terminal.usage.prompt_tokens,
             static_cast<int32_t>(client.request.prompt_ids.size()));
   // What came before the end is right all the same.
-  const std::vector<int32_t> expected = Expected(client.request);
-  ASSERT_LE(client.tokens.size(), expected.size());
-  EXPECT_TRUE(
-      std::equal(client.tokens.begin(), client.tokens.end(), expected.begin()));
+  for (const auto& [index, tokens] : client.samples) {
+    const std::vector<int32_t> expected = Expected(client.request, index);
+    ASSERT_LE(tokens.size(), expected.size());
+    EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), expected.begin()));
+  }
 }
 
 bool Rig::BlocksComeHome(std::chrono::milliseconds timeout) {
@@ -289,10 +357,8 @@ bool Rig::BlocksComeHome(std::chrono::milliseconds timeout) {
   while (true) {
     bool is_home = true;
     const SchedulerStats stats = scheduler->Stats();
-    for (size_t store = 0; store < stats.stores.size(); ++store) {
-      const int32_t total =
-          store == 0 ? options.prefill_blocks : options.decode_blocks;
-      is_home = is_home && stats.stores[store].free == total;
+    for (const BlockCounts& store : stats.stores) {
+      is_home = is_home && store.owned == 0 && store.quarantined == 0;
     }
     if (is_home) return true;
     if (std::chrono::steady_clock::now() - begin > timeout) return false;

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -14,6 +15,7 @@
 
 #include "base/mutex.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "scheduler/kv_transport.h"
 #include "scheduler/scheduler.h"
 #include "tests/scheduler/fake_model.h"
 #include "tests/test_seed.h"
@@ -39,6 +41,7 @@ class Client {
   // Waits until that many tokens have come.
   void AwaitTokens(size_t count);
   bool HasEnded() const;
+  size_t num_tokens() const;
   // For one that does not read by itself.
   void Read() { Drain(); }
 
@@ -46,7 +49,8 @@ class Client {
   std::string text;
   std::vector<int32_t> tokens;
   std::vector<TokenLogprobs> logprobs;
-  std::vector<std::string> deltas;  // the texts
+  std::vector<std::string> deltas;                  // the texts
+  std::map<int32_t, std::vector<int32_t>> samples;  // tokens by index
   std::vector<Completion> completions;
   int num_events_after_end = 0;
   uint64_t uid = 0;
@@ -73,6 +77,9 @@ class CountingObserver : public SchedulerObserver {
   void OnTerminal(DecodePath path, const Terminal& terminal,
                   double e2e) override;
   void OnReject(absl::string_view reason) override;
+  void OnPrefixLookup(int32_t queried_tokens, int32_t hit_tokens) override;
+  void OnPreemption() override;
+  void OnTransferRetry() override;
 
   struct Counts {
     std::array<int64_t, 2> steps{};
@@ -86,6 +93,10 @@ class CountingObserver : public SchedulerObserver {
     int64_t copied_bytes = 0;
     int64_t terminals = 0;
     int64_t completion_tokens = 0;
+    int64_t preemptions = 0;
+    int64_t retries = 0;
+    int64_t queried_tokens = 0;
+    int64_t hit_tokens = 0;
     std::map<std::string, int> rejects;
   };
   Counts counts() const;
@@ -104,7 +115,11 @@ struct RigOptions {
   int32_t max_rows = 64;
   bool is_shared = true;
   int32_t prefill_blocks = 64;
-  int32_t decode_blocks = 64;  // where not shared
+  int32_t decode_blocks = 64;            // where not shared
+  std::array<int32_t, 2> swap_blocks{};  // 0: requests reserve in full
+  // Around the transport, as SchedulerBackend's.
+  std::function<std::unique_ptr<KvTransport>(std::unique_ptr<KvTransport>)>
+      decorate_transport = nullptr;
   uint64_t full_salt = kFullSalt;
   uint64_t pruned_salt = kPrunedSalt;
 };
@@ -127,13 +142,14 @@ class Rig {
   // The status of one that is refused; OK when it is not.
   absl::Status TrySubmit(Request request);
 
-  std::vector<int32_t> Expected(const Request& request) const;
+  std::vector<int32_t> Expected(const Request& request,
+                                int32_t index = 0) const;
   // Whether the client's answer is complete and the reference's.
   bool IsRight(Client& client);
   void ExpectRight(Client& client);
   void ExpectStatus(Client& client, absl::StatusCode code);
 
-  // Waits until all blocks of all stores are free, for at most `timeout`.
+  // Waits until nobody holds a block of any store, for at most `timeout`.
   bool BlocksComeHome(std::chrono::milliseconds timeout);
   BlockCounts Blocks(int store) const {
     return scheduler->Stats().stores[store];
@@ -150,7 +166,11 @@ class Rig {
   FakeStore decode_store;  // unused where shared
   FakeModel full;
   FakeModel pruned;
+  std::array<FakeStore, 2> swap_stores;
   FakeMover mover;
+  std::array<FakeMover, 2> swap_out;  // by store
+  std::array<FakeMover, 2> swap_in;
+  std::array<FakeMover, 2> fork;
   CountingObserver observer;
   std::vector<std::unique_ptr<Client>> clients;  // those that were taken
   std::mt19937_64 random{5};
@@ -161,6 +181,8 @@ class Rig {
   void Begin();
 
  private:
+  void OpenGates();
+
   int next_id_ = 0;
   bool is_finished_ = false;
 };

@@ -173,9 +173,17 @@ TEST(Failure, OfATokenWithoutAnIdIsThatRequests) {
   rig.Finish();
 }
 
-TEST(Failure, OfACopyEndsItsRequest) {
+TEST(Failure, OfACopyIsTriedAgain) {
   Rig rig(Apart());
-  rig.mover.num_failures_to_come = 1;
+  rig.mover.num_failures_to_come = 2;
+  rig.ExpectRight(rig.Submit(DecodePath::kTwoStage, 5, 10));
+  EXPECT_EQ(rig.observer.counts().retries, 2);
+  rig.Finish();
+}
+
+TEST(Failure, OfACopyAgainAndAgainEndsItsRequest) {
+  Rig rig(Apart());
+  rig.mover.num_failures_to_come = 3;
   Client& failed = rig.Submit(DecodePath::kTwoStage, 5, 10);
   rig.ExpectStatus(failed, kInternal);
   EXPECT_EQ(failed.tokens.size(), 1u);
@@ -375,6 +383,8 @@ TEST(Create, RefusesSwapSpaceThatCannotBeReached) {
   FakeModel full(1, &store, {8, 4, 64}, 10);
   FakeModel pruned(2, &store, {8, 4, 64}, 10);
   FakeMover mover(&store, &store);
+  FakeMover movers[] = {{&store, &store}, {&store, &store}, {&store, &store},
+                        {&store, &store}, {&store, &store}, {&store, &store}};
   const auto error = [&](auto change) {
     SchedulerBackend backend = {.prefill = &full,
                                 .decode = &pruned,
@@ -386,13 +396,15 @@ TEST(Create, RefusesSwapSpaceThatCannotBeReached) {
   };
   using Backend = SchedulerBackend;
   EXPECT_EQ(error([](Backend&) {}), "");
-  EXPECT_NE(error([](Backend& b) { b.prefill_swap_blocks = 1; }), "");
-  EXPECT_NE(error([](Backend& b) { b.prefill_swap_blocks = -1; }), "");
+  EXPECT_NE(error([](Backend& b) { b.swap_blocks[0] = 1; }), "");
+  EXPECT_NE(error([](Backend& b) { b.swap_blocks[0] = -1; }), "");
   EXPECT_NE(error([&](Backend& b) { b.swap_out[0] = &mover; }), "");
   EXPECT_NE(error([&](Backend& b) { b.swap_in[0] = &mover; }), "");
   const auto with_swap = [&](Backend& b, int number) {
-    (number == 0 ? b.prefill_swap_blocks : b.decode_swap_blocks) = 3;
-    b.swap_out[number] = b.swap_in[number] = b.fork[number] = &mover;
+    (number == 0 ? b.swap_blocks[0] : b.swap_blocks[1]) = 3;
+    b.swap_out[number] = &movers[number];
+    b.swap_in[number] = &movers[2 + number];
+    b.fork[number] = &movers[4 + number];
   };
   EXPECT_EQ(error([&](Backend& b) { with_swap(b, 0); }), "");
   // The decode pool has no store of its own.

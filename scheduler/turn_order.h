@@ -1,0 +1,50 @@
+// Whose turn it is among the requests that wait: a pure function.
+#ifndef OVERFILL_SCHEDULER_TURN_ORDER_H_
+#define OVERFILL_SCHEDULER_TURN_ORDER_H_
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "scheduler/fair_share.h"
+#include "scheduler/request.h"
+
+namespace overfill {
+
+struct Waiting {
+  int32_t priority = 0;  // higher goes first
+  SteadyTime arrival;
+  uint64_t order = 0;  // among those of one arrival; unique
+  absl::string_view tenant;
+  // What its tenant will be charged for the prompt when it starts, >= 0; 0 for
+  // one that has been charged and only comes back.
+  int64_t cost_tokens = 0;
+};
+
+// The priority plus one for each full `ageing` that it has waited; zero or
+// less: no ageing. Stops at the largest number.
+int32_t EffectivePriority(int32_t priority, SteadyTime arrival, SteadyTime now,
+                          std::chrono::nanoseconds ageing);
+
+// Indices of `waiting`, the next first, no more than `limit`.
+//
+// By effective priority. Within one, always the oldest request of the tenant
+// with the least counter, as if each had been charged when it was taken; equal
+// counters by arrival. Those of one tenant are in order of arrival.
+//
+// With ageing nothing starves: what arrives d * ageing or more after a request,
+// with a priority less than d above its own, is behind it for ever; only the
+// finitely many that came before can be ahead. O(n log n); O(n + limit log n)
+// where few priorities differ.
+std::vector<size_t> TurnOrder(
+    std::span<const Waiting> waiting, const FairShare& shares, SteadyTime now,
+    std::chrono::nanoseconds ageing,
+    size_t limit = std::numeric_limits<size_t>::max());
+
+}  // namespace overfill
+
+#endif  // OVERFILL_SCHEDULER_TURN_ORDER_H_
