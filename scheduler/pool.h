@@ -22,7 +22,7 @@ struct Step {
   std::vector<std::vector<int32_t>> tables;  // parallel to sequences
   std::vector<std::vector<const SamplingState*>> draws;  // parallel
   StepBatch batch;                                       // parallel
-  uint64_t pin = 0;                          // of all the tables' blocks
+  uint64_t pin = 0;  // of all the tables' blocks
   int32_t num_prompt_rows = 0;
   int32_t num_decode_rows = 0;
 };
