@@ -108,6 +108,11 @@ std::optional<Event> EventQueue::Pop() {
   return std::nullopt;
 }
 
+bool EventQueue::is_finished() const {
+  MutexLock lock(&mu_);
+  return finished_;
+}
+
 bool EventQueue::IsEmpty() const {
   return pending_.empty() && completions_.empty() && !terminal_.has_value();
 }

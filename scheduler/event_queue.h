@@ -41,12 +41,15 @@ class EventQueue {
   // The next event, or nullopt when there is none now.
   std::optional<Event> Pop();
 
+  // Finish has been called: nothing comes after what the queue holds.
+  bool is_finished() const;
+
  private:
   bool IsEmpty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const int64_t max_pending_bytes_;
   const std::function<void()> on_ready_;
-  Mutex mu_;
+  mutable Mutex mu_;
   // At most one per sample, in the order in which they began.
   std::deque<Delta> pending_ ABSL_GUARDED_BY(mu_);
   std::deque<Completion> completions_ ABSL_GUARDED_BY(mu_);

@@ -183,6 +183,10 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
               absl::Milliseconds(1), &config.transfer_lease);
   flags.AddInt("max_request_bytes", "largest message of a client", 1 << 10,
                1 << 30, &config.max_request_bytes);
+  flags.AddInt32("max_open_streams", "streams of Generate before refusals", 1,
+                 1 << 20, &config.max_open_streams);
+  flags.AddInt32("tokenizer_threads", "threads that tokenize large prompts", 1,
+                 256, &config.tokenizer_threads);
   flags.AddDuration("drain_timeout", "how long streams may go on after SIGTERM",
                     &config.drain_timeout);
 }

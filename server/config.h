@@ -55,6 +55,8 @@ struct ServerConfig {
   absl::Duration priority_ageing = absl::Seconds(1);  // 0: off
   absl::Duration transfer_lease = absl::Seconds(10);
   bool prefix_cache = true;
+  int32_t max_open_streams = 1024;
+  int32_t tokenizer_threads = 1;
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 

@@ -10,12 +10,27 @@
 #include "server/wire.h"
 
 namespace overfill {
+namespace {
+
+// Why a request that was never submitted has ended, for the metrics.
+const char* CancelReason(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kDeadlineExceeded:
+      return "deadline";
+    case absl::StatusCode::kUnavailable:
+      return "draining";
+    default:
+      return "cancelled";
+  }
+}
+
+}  // namespace
 
 std::shared_ptr<GenerateCall> GenerateCall::Create(
-    Scheduler* scheduler, StreamPump* pump,
-    std::function<void(GenerateCall*)> on_done) {
+    grpc::CallbackServerContext* context, SteadyTime deadline,
+    const CallParts& parts, std::function<void(GenerateCall*)> on_done) {
   std::shared_ptr<GenerateCall> call(
-      new GenerateCall(scheduler, pump, std::move(on_done)));
+      new GenerateCall(context, deadline, parts, std::move(on_done)));
   call->HoldSelf();
   return call;
 }
@@ -25,22 +40,27 @@ void GenerateCall::HoldSelf() {
   self_ = shared_from_this();
 }
 
-GenerateCall::GenerateCall(Scheduler* scheduler, StreamPump* pump,
+GenerateCall::GenerateCall(grpc::CallbackServerContext* context,
+                           SteadyTime deadline, const CallParts& parts,
                            std::function<void(GenerateCall*)> on_done)
-    : scheduler_(scheduler), pump_(pump), on_done_(std::move(on_done)) {}
+    : context_(context),
+      deadline_(deadline),
+      parts_(parts),
+      on_done_(std::move(on_done)) {}
 
 void GenerateCall::Submit(Request request) {
   auto queue = std::make_shared<EventQueue>(
       kMaxPendingBytes,
-      [pump = pump_, call = shared_from_this()] { pump->Queue(call); });
+      [pump = parts_.pump, call = shared_from_this()] { pump->Queue(call); });
   {
     MutexLock lock(&mu_);
+    if (finished_) return;
     queue_ = queue;
-    deadline_ = request.deadline;
   }
-  const auto uid = scheduler_->Submit(std::move(request), std::move(queue));
+  const auto uid =
+      parts_.scheduler->Submit(std::move(request), std::move(queue));
   if (!uid.ok()) {
-    Refuse(RefusedStatus(uid.status()));
+    if (BeginEnd()) EndCall(ToGrpcStatus(RefusedStatus(uid.status())));
     return;
   }
   // The response's headers tell the client, and a retry policy, that the
@@ -53,18 +73,22 @@ void GenerateCall::Submit(Request request) {
     headers_sent_ = true;
     cancelled = cancelled_;
   }
-  if (cancelled) scheduler_->Cancel(*uid, *cancelled);
+  if (cancelled) parts_.scheduler->Cancel(*uid, *cancelled);
   Pump();
 }
 
-void GenerateCall::Refuse(const absl::Status& status) {
-  {
-    MutexLock lock(&mu_);
-    OVERFILL_CHECK(!finished_);
-    finished_ = true;
-    queue_.reset();
-  }
+void GenerateCall::Refuse(const absl::Status& status, const char* reason) {
+  if (!BeginEnd()) return;
+  parts_.observer->OnReject(reason);
   EndCall(ToGrpcStatus(status));
+}
+
+bool GenerateCall::BeginEnd() {
+  MutexLock lock(&mu_);
+  if (finished_) return false;
+  finished_ = true;
+  queue_.reset();
+  return true;
 }
 
 void GenerateCall::Cancel(absl::Status status) {
@@ -74,9 +98,21 @@ void GenerateCall::Cancel(absl::Status status) {
     if (finished_ || cancelled_) return;
     cancelled_ = status;
     uid = uid_;
+    // Where Submit is under way, it cancels as soon as it has a uid.
+    if (queue_ != nullptr && !uid) return;
+    finished_ = queue_ == nullptr;
   }
-  // Where there is no uid yet, Submit cancels as soon as it has one.
-  if (uid) scheduler_->Cancel(*uid, std::move(status));
+  if (uid) {
+    parts_.scheduler->Cancel(*uid, std::move(status));
+  } else {
+    parts_.observer->OnReject(CancelReason(status));
+    EndCall(ToGrpcStatus(status));
+  }
+}
+
+bool GenerateCall::is_over() const {
+  MutexLock lock(&mu_);
+  return finished_;
 }
 
 void GenerateCall::Pump() {
@@ -95,7 +131,7 @@ void GenerateCall::Pump() {
 
 GenerateCall::Action GenerateCall::NextAction() {
   MutexLock lock(&mu_);
-  if (!headers_sent_ || write_in_flight_ || finished_) return {};
+  if (!headers_sent_ || write_in_flight_ || finished_ || is_cutting_) return {};
   return TakeEvent();
 }
 
@@ -103,15 +139,11 @@ GenerateCall::Action GenerateCall::TakeEvent() {
   while (std::optional<Event> event = queue_->Pop()) {
     if (const Delta* delta = std::get_if<Delta>(&*event)) {
       if (broken_) continue;
-      message_ = ToWire(ToResponse(*delta));
-      write_in_flight_ = true;
-      return {Action::Kind::kWrite, {}};
+      return StartWriting(ToResponse(*delta));
     }
     if (const Completion* completion = std::get_if<Completion>(&*event)) {
       if (broken_) continue;
-      message_ = ToWire(ToResponse(*completion));
-      write_in_flight_ = true;
-      return {Action::Kind::kWrite, {}};
+      return StartWriting(ToResponse(*completion));
     }
     const Terminal& terminal = std::get<Terminal>(*event);
     finished_ = true;
@@ -120,6 +152,39 @@ GenerateCall::Action GenerateCall::TakeEvent() {
                                        : ToGrpcStatus(EndedStatus(terminal))};
   }
   return {};
+}
+
+GenerateCall::Action GenerateCall::StartWriting(
+    const v1::GenerateResponse& response) {
+  message_ = ToWire(response);
+  message_bytes_ = static_cast<int64_t>(message_.Length());
+  write_in_flight_ = true;
+  unread_since_.reset();
+  return {Action::Kind::kWrite, {}};
+}
+
+void GenerateCall::CutIfUnread(SteadyTime now) {
+  {
+    MutexLock lock(&mu_);
+    if (!IsUnread(now)) return;
+    is_cut_ = is_cutting_ = true;
+  }
+  // May run OnWriteDone and OnCancel before it returns.
+  CutOff();
+  {
+    MutexLock lock(&mu_);
+    is_cutting_ = false;
+  }
+  Pump();
+}
+
+bool GenerateCall::IsUnread(SteadyTime now) {
+  if (!write_in_flight_ || is_cut_ || !queue_->is_finished()) return false;
+  if (!unread_since_) unread_since_ = now;
+  const auto patience =
+      parts_.linger +
+      std::chrono::seconds(message_bytes_ / kLeastBytesPerSecond);
+  return now - *unread_since_ >= patience;
 }
 
 void GenerateCall::OnWriteDone(bool ok) {
@@ -134,15 +199,11 @@ void GenerateCall::OnWriteDone(bool ok) {
 
 // The client cancelled or left, or its deadline passed.
 void GenerateCall::OnCancel() {
-  SteadyTime deadline;
-  {
-    MutexLock lock(&mu_);
-    deadline = deadline_;
-  }
   // The client's deadline began to run before the request reached us, so that
   // its end of the call comes a little before ours would.
   constexpr auto kOnTheWay = std::chrono::milliseconds(20);
-  const bool is_late = deadline - kOnTheWay <= std::chrono::steady_clock::now();
+  const bool is_late =
+      deadline_ - kOnTheWay <= std::chrono::steady_clock::now();
   Cancel(is_late ? absl::DeadlineExceededError("the deadline passed")
                  : absl::CancelledError("the client cancelled"));
 }

@@ -2,6 +2,7 @@
 #ifndef OVERFILL_SERVER_GENERATE_CALL_H_
 #define OVERFILL_SERVER_GENERATE_CALL_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -9,8 +10,10 @@
 
 #include "absl/status/status.h"
 #include "base/mutex.h"
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
+#include "overfill/v1/inference.pb.h"
 #include "scheduler/event_queue.h"
 #include "scheduler/scheduler.h"
 #include "server/stream_pump.h"
@@ -21,6 +24,22 @@ namespace overfill {
 // its request ends with RESOURCE_EXHAUSTED.
 inline constexpr int64_t kMaxPendingBytes = 1 << 20;
 
+// Once its request has ended, a stream stays for a client that reads: each
+// message may take so long, and a second more for so many of its bytes. Short
+// enough that clients who never read hold little memory, long enough for a
+// client that paused or has a poor line.
+inline constexpr std::chrono::seconds kLinger{10};
+inline constexpr int64_t kLeastBytesPerSecond = 64 << 10;
+
+// What a call works with; all of it outlives the call.
+struct CallParts {
+  Scheduler* scheduler = nullptr;
+  StreamPump* pump = nullptr;
+  // Told of requests that end before the scheduler has seen them.
+  SchedulerObserver* observer = nullptr;
+  std::chrono::nanoseconds linger = kLinger;
+};
+
 // Thread-safe. Reactions come from gRPC's threads, Pump from the pump's, and
 // events from the scheduler's; none of them blocks. At most one write is in
 // flight, and Finish is called exactly once: after the terminal event, or for
@@ -30,18 +49,27 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                      public Pumpable,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  // Scheduler and pump outlive the call. `on_done` is called once, as the last
-  // thing.
+  // `context` is this call's, and lives until OnDone. `on_done` is called once,
+  // as the last thing.
   static std::shared_ptr<GenerateCall> Create(
-      Scheduler* scheduler, StreamPump* pump,
-      std::function<void(GenerateCall*)> on_done);
+      grpc::CallbackServerContext* context, SteadyTime deadline,
+      const CallParts& parts, std::function<void(GenerateCall*)> on_done);
 
-  // One of the two, once.
+  // One of the two, once. No effect on a call that was cancelled before.
+  // `reason` is a short constant for the observer.
   void Submit(Request request);
-  void Refuse(const absl::Status& status);
+  void Refuse(const absl::Status& status, const char* reason);
 
-  // Ends the request with `status`, from whatever state.
+  // Ends the request with `status`, from whatever state; before Submit, the
+  // call itself.
   void Cancel(absl::Status status);
+  // The call has its status, or is about to get it: what is left to do for its
+  // request is in vain.
+  bool is_over() const;
+
+  // Cuts the stream off when its request has ended and the client has not read
+  // the message under way for too long. To be called at regular times.
+  void CutIfUnread(SteadyTime now);
 
   void Pump() override;
 
@@ -50,7 +78,8 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override;
 
  protected:
-  GenerateCall(Scheduler* scheduler, StreamPump* pump,
+  GenerateCall(grpc::CallbackServerContext* context, SteadyTime deadline,
+               const CallParts& parts,
                std::function<void(GenerateCall*)> on_done);
   // The call holds itself from now on until OnDone.
   void HoldSelf();
@@ -59,6 +88,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   virtual void SendHeaders() { StartSendInitialMetadata(); }
   virtual void Write(const grpc::ByteBuffer* message) { StartWrite(message); }
   virtual void EndCall(const grpc::Status& status) { Finish(status); }
+  virtual void CutOff() { context_->TryCancel(); }
 
  private:
   // What Pump is to do next, once the lock is free.
@@ -68,23 +98,35 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   };
   Action NextAction();
   Action TakeEvent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Action StartWriting(const v1::GenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsUnread(SteadyTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The end of a call without a request; false when it has ended already. The
+  // caller is to call EndCall.
+  [[nodiscard]] bool BeginEnd();
 
-  Scheduler* const scheduler_;
-  StreamPump* const pump_;
+  grpc::CallbackServerContext* const context_;
+  const SteadyTime deadline_;
+  const CallParts parts_;
   const std::function<void(GenerateCall*)> on_done_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
   // gRPC holds a plain pointer until OnDone.
   std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mu_);
   // Null before Submit and after OnDone: the queue's callback owns the call.
   std::shared_ptr<EventQueue> queue_ ABSL_GUARDED_BY(mu_);
-  SteadyTime deadline_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();
   std::optional<uint64_t> uid_ ABSL_GUARDED_BY(mu_);  // set: admitted
   std::optional<absl::Status> cancelled_ ABSL_GUARDED_BY(mu_);
   bool headers_sent_ ABSL_GUARDED_BY(mu_) = false;
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;  // a write failed
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  // When the message under way was first seen unread, its request being over.
+  std::optional<SteadyTime> unread_since_ ABSL_GUARDED_BY(mu_);
+  int64_t message_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool is_cut_ ABSL_GUARDED_BY(mu_) = false;
+  // CutOff is running: the context must stay, so that Finish waits.
+  bool is_cutting_ ABSL_GUARDED_BY(mu_) = false;
   // Belongs to gRPC while write_in_flight_.
   grpc::ByteBuffer message_;
 };

@@ -3,7 +3,9 @@
 #define OVERFILL_SERVER_INFERENCE_SERVICE_H_
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -14,6 +16,8 @@
 #include "server/convert.h"
 #include "server/generate_call.h"
 #include "server/stream_pump.h"
+#include "server/task_pool.h"
+#include "server/ticker.h"
 
 namespace overfill {
 
@@ -27,12 +31,19 @@ using RawInference = v1::Inference::WithRawCallbackMethod_Generate<
             v1::Inference::WithRawCallbackMethod_GetModelInfo<
                 v1::Inference::Service>>>>;
 
+struct ServiceOptions {
+  int32_t max_open_streams = 1024;
+  int32_t tokenizer_threads = 1;
+  std::chrono::nanoseconds linger = kLinger;  // see generate_call.h
+};
+
 // Thread-safe. Outlives the gRPC server that it is registered with.
 class InferenceService : public RawInference {
  public:
   // What is pointed to outlives the service. `observer` may be null; it is
-  // told of requests that do not pass the converter.
-  InferenceService(Scheduler* scheduler, const Converter* converter,
+  // told of requests that end before the scheduler has seen them.
+  InferenceService(const ServiceOptions& options, Scheduler* scheduler,
+                   const Converter* converter,
                    v1::GetModelInfoResponse model_info,
                    SchedulerObserver* observer);
 
@@ -49,27 +60,50 @@ class InferenceService : public RawInference {
                                          const grpc::ByteBuffer* request,
                                          grpc::ByteBuffer* response) override;
 
+  // Streams of Generate that count against max_open_streams.
+  int32_t num_open_streams() const;
   // Ends every stream that is open now with `status`.
   void EndStreams(const absl::Status& status);
   // Waits until no stream is open; false when `timeout` passed first.
   bool WaitNoStreams(std::chrono::nanoseconds timeout);
 
  private:
-  absl::StatusOr<Request> MakeRequest(
-      const grpc::CallbackServerContext& context,
-      const grpc::ByteBuffer& bytes) const;
-  std::shared_ptr<GenerateCall> NewCall();
+  struct Stream {
+    std::weak_ptr<GenerateCall> call;
+    bool is_counted = false;
+  };
+  struct NewStream {
+    std::shared_ptr<GenerateCall> call;
+    bool is_over_bound = false;
+  };
 
+  NewStream Open(grpc::CallbackServerContext* context, SteadyTime deadline);
+  std::vector<std::shared_ptr<GenerateCall>> Streams() const;
+  // Parses, checks, and submits or refuses.
+  void Begin(GenerateCall& call, const grpc::ByteBuffer& bytes,
+             SteadyTime arrival, SteadyTime deadline) const;
+  absl::StatusOr<Request> MakeRequest(const grpc::ByteBuffer& bytes,
+                                      SteadyTime arrival) const;
+  template <typename RequestProto, typename Handle>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response, Handle handle);
+
+  const ServiceOptions options_;
   Scheduler* const scheduler_;
   const Converter* const converter_;
   const v1::GetModelInfoResponse model_info_;
+  SchedulerObserver silent_;
   SchedulerObserver* const observer_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar stream_ended_;
-  absl::flat_hash_map<GenerateCall*, std::weak_ptr<GenerateCall>> streams_
-      ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<GenerateCall*, Stream> streams_ ABSL_GUARDED_BY(mu_);
+  int32_t num_open_ ABSL_GUARDED_BY(mu_) = 0;
+  // Threads: each uses what is above it.
   StreamPump pump_;
+  TaskPool tasks_;
+  Ticker cutter_;
 };
 
 }  // namespace overfill

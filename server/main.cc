@@ -156,6 +156,8 @@ absl::Status OpenPorts(const ServerConfig& config,
                               })}));
   }
   serving.service = std::make_unique<InferenceService>(
+      ServiceOptions{.max_open_streams = config.max_open_streams,
+                     .tokenizer_threads = config.tokenizer_threads},
       serving.scheduler.get(), serving.converter.get(), info,
       serving.metrics.get());
   ASSIGN_OR_RETURN(serving.grpc_server,

@@ -23,6 +23,7 @@ class FakeScheduler : public Scheduler {
   struct Submitted {
     uint64_t uid;
     Request request;
+    std::weak_ptr<EventQueue> events;
   };
 
   ~FakeScheduler() override = default;
@@ -39,8 +40,8 @@ class FakeScheduler : public Scheduler {
         return refusal;
       }
       uid = ++last_uid_;
+      submitted_.push_back({uid, std::move(request), events});
       live_[uid] = std::move(events);
-      submitted_.push_back({uid, std::move(request)});
     }
     changed_.NotifyAll();
     return uid;

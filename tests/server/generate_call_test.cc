@@ -6,23 +6,28 @@
 #include <chrono>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "overfill/v1/inference.pb.h"
 #include "server/wire.h"
 #include "tests/server/fake_scheduler.h"
+#include "tests/test_seed.h"
 
 namespace overfill {
 namespace {
 
+using ::testing::ElementsAre;
+
 // What gRPC would be told, and a thread that answers as gRPC's do.
 class FakeCall : public GenerateCall {
  public:
-  FakeCall(Scheduler* scheduler, StreamPump* pump, int writes_before_failure)
-      : GenerateCall(scheduler, pump, [](GenerateCall*) {}),
+  FakeCall(const CallParts& parts, int writes_before_failure)
+      : GenerateCall(nullptr, SteadyTime::max(), parts, [](GenerateCall*) {}),
         writes_before_failure_(writes_before_failure) {}
 
   void Begin() {
@@ -35,6 +40,13 @@ class FakeCall : public GenerateCall {
   int num_tokens() const { return num_tokens_; }
   int num_completions() const { return num_completions_; }
   int num_finishes() const { return num_finishes_; }
+  int num_cuts() const { return num_cuts_; }
+  // Writes end from now on only when the stream is cut.
+  void StopReading() { reads_ = false; }
+  void WaitForWrite() {
+    MutexLock lock(&mu_);
+    while (message_ == nullptr) changed_.Wait(&mu_);
+  }
 
  protected:
   void SendHeaders() override { headers_sent_ = true; }
@@ -51,8 +63,22 @@ class FakeCall : public GenerateCall {
   void EndCall(const grpc::Status& status) override {
     MutexLock lock(&mu_);
     EXPECT_EQ(message_, nullptr) << "finished during a write";
+    EXPECT_FALSE(is_cutting_) << "the context may be gone during the cut";
     ++num_finishes_;
     changed_.NotifyAll();
+  }
+
+  // As gRPC may do it: the write's end comes from within.
+  void CutOff() override {
+    is_cutting_ = true;
+    ++num_cuts_;
+    {
+      MutexLock lock(&mu_);
+      changed_.NotifyAll();
+      while (message_ != nullptr) changed_.Wait(&mu_);
+    }
+    OnCancel();
+    is_cutting_ = false;
   }
 
  private:
@@ -61,7 +87,10 @@ class FakeCall : public GenerateCall {
       const grpc::ByteBuffer* message;
       {
         MutexLock lock(&mu_);
-        while (message_ == nullptr && num_finishes_ == 0) changed_.Wait(&mu_);
+        while (num_finishes_ == 0 &&
+               (message_ == nullptr || (!reads_ && num_cuts_ == 0))) {
+          changed_.Wait(&mu_);
+        }
         message = message_;
       }
       if (message == nullptr) break;
@@ -72,8 +101,9 @@ class FakeCall : public GenerateCall {
       {
         MutexLock lock(&mu_);
         message_ = nullptr;
+        changed_.NotifyAll();
       }
-      OnWriteDone(writes_before_failure_-- > 0);
+      OnWriteDone(writes_before_failure_-- > 0 && num_cuts_ == 0);
     }
     OnDone();
   }
@@ -85,6 +115,9 @@ class FakeCall : public GenerateCall {
   std::atomic<bool> headers_sent_ = false;
   std::atomic<int> num_tokens_ = 0;
   std::atomic<int> num_completions_ = 0;
+  std::atomic<int> num_cuts_ = 0;
+  std::atomic<bool> reads_ = true;
+  std::atomic<bool> is_cutting_ = false;
   int writes_before_failure_;
   std::thread grpc_;
 };
@@ -97,20 +130,36 @@ Request AnyRequest() {
 
 Delta OneToken() {
   Delta delta;
-  delta.text = "x";
+  delta.text.push_back('x');
   delta.token_ids = {1};
   return delta;
 }
 
+struct RecordingObserver : SchedulerObserver {
+  void OnReject(absl::string_view reason) override {
+    MutexLock lock(&mu);
+    reasons.push_back(std::string(reason));
+  }
+  std::vector<std::string> Reasons() {
+    MutexLock lock(&mu);
+    return reasons;
+  }
+  Mutex mu;
+  std::vector<std::string> reasons ABSL_GUARDED_BY(mu);
+};
+
 class GenerateCallTest : public ::testing::Test {
  protected:
   std::shared_ptr<FakeCall> NewCall(int writes_before_failure = 1 << 30) {
-    auto call =
-        std::make_shared<FakeCall>(&scheduler_, &pump_, writes_before_failure);
+    auto call = std::make_shared<FakeCall>(
+        CallParts{
+            .scheduler = &scheduler_, .pump = &pump_, .observer = &observer_},
+        writes_before_failure);
     call->Begin();
     return call;
   }
   FakeScheduler scheduler_;
+  RecordingObserver observer_;
   StreamPump pump_;
 };
 
@@ -145,17 +194,89 @@ TEST_F(GenerateCallTest, RefusalFinishesWithoutHeaders) {
   EXPECT_EQ(call->num_tokens(), 0);
 }
 
-TEST_F(GenerateCallTest, CancelBeforeSubmitReachesTheScheduler) {
+TEST_F(GenerateCallTest, CancelBeforeSubmitEndsTheCallAtOnce) {
   const auto call = NewCall();
+  EXPECT_FALSE(call->is_over());
   call->OnCancel();
+  call->Join();
+  EXPECT_TRUE(call->is_over());
+  // Whoever was at its prompt comes too late.
   call->Submit(AnyRequest());
+  call->Refuse(absl::InvalidArgumentError("bad"), "invalid_argument");
+  EXPECT_EQ(call->num_finishes(), 1);
+  EXPECT_EQ(scheduler_.num_submits(), 0);
+  EXPECT_THAT(observer_.Reasons(), ElementsAre("cancelled"));
+}
+
+TEST_F(GenerateCallTest, CancelAndSubmitRaceToOneEnd) {
+  std::mt19937 random(TestSeed());
+  for (int round = 0; round < 300; ++round) {
+    const auto call = NewCall();
+    std::thread canceller([call, pause = random() % 20] {
+      std::this_thread::sleep_for(std::chrono::microseconds(pause));
+      call->Cancel(absl::UnavailableError("going down"));
+    });
+    call->Submit(AnyRequest());
+    canceller.join();
+    call->Join();
+    EXPECT_EQ(call->num_finishes(), 1);
+  }
+  EXPECT_TRUE(scheduler_.Live().empty());
+  EXPECT_EQ(scheduler_.num_ended(), scheduler_.num_submits());
+  EXPECT_EQ(scheduler_.num_submits() + observer_.Reasons().size(), 300u);
+}
+
+TEST_F(GenerateCallTest, UnreadStreamIsCutAfterTheLinger) {
+  const auto call = NewCall();
+  call->StopReading();
+  call->Submit(AnyRequest());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  ASSERT_TRUE(scheduler_.Push(uid, OneToken()));
+  call->WaitForWrite();
+  SteadyTime now;
+  const auto pass = [&](std::chrono::seconds time) {
+    now += time;
+    call->CutIfUnread(now);
+  };
+  // As long as the request lives, its own bounds hold.
+  pass(std::chrono::seconds(1000));
+  pass(std::chrono::seconds(1000));
+  EXPECT_EQ(call->num_cuts(), 0);
+  ASSERT_TRUE(scheduler_.Push(uid, OneToken()));
+  scheduler_.End(uid, Terminal());
+  pass(std::chrono::seconds(1000));  // seen for the first time
+  pass(kLinger - std::chrono::seconds(1));
+  EXPECT_EQ(call->num_cuts(), 0);
+  pass(std::chrono::seconds(1));
+  EXPECT_EQ(call->num_cuts(), 1);
   call->Join();
   EXPECT_EQ(call->num_finishes(), 1);
-  EXPECT_EQ(scheduler_.num_ended(), 1);
+  EXPECT_EQ(call->num_completions(), 0);
+  pass(std::chrono::seconds(1000));
+  EXPECT_EQ(call->num_cuts(), 1);
+}
+
+TEST_F(GenerateCallTest, LargeMessagesHaveLongerToBeRead) {
+  const auto call = NewCall();
+  call->StopReading();
+  call->Submit(AnyRequest());
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  Delta delta;
+  delta.text = std::string(4 * kLeastBytesPerSecond, 'x');
+  ASSERT_TRUE(scheduler_.Push(uid, std::move(delta)));
+  scheduler_.End(uid, Terminal());
+  call->WaitForWrite();
+  SteadyTime now;
+  call->CutIfUnread(now);
+  call->CutIfUnread(now + kLinger + std::chrono::seconds(3));
+  EXPECT_EQ(call->num_cuts(), 0);
+  call->CutIfUnread(now + kLinger + std::chrono::seconds(4));
+  EXPECT_EQ(call->num_cuts(), 1);
+  call->Join();
 }
 
 TEST_F(GenerateCallTest, EventsCancelsAndWritesFromEveryThread) {
-  std::mt19937 random(7);
+  std::mt19937 random(TestSeed());
   for (int round = 0; round < 200; ++round) {
     const auto call = NewCall(static_cast<int>(random() % 12));
     std::thread engine([this, round] {
@@ -164,7 +285,8 @@ TEST_F(GenerateCallTest, EventsCancelsAndWritesFromEveryThread) {
       }
       scheduler_.End(uid, Terminal());
     });
-    std::thread canceller([call, pause = random() % 60] {
+    std::thread canceller([this, call, round, pause = random() % 60] {
+      scheduler_.WaitForRequest(round);
       std::this_thread::sleep_for(std::chrono::microseconds(pause));
       call->OnCancel();
     });
