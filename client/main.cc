@@ -93,27 +93,30 @@ int Generate(const ClientOptions& options, const v1::GenerateRequest& request) {
   const auto stub = v1::Inference::NewStub(channel);
   const absl::Time begin = absl::Now();
   std::optional<absl::Duration> first_token;
-  v1::Completion completion;
+  std::vector<v1::Completion> completions;
+  AnswerText text(request.n());
   const auto reader = stub->Generate(&context, request);
   v1::GenerateResponse event;
   while (reader->Read(&event)) {
     if (event.has_delta() && !first_token) first_token = absl::Now() - begin;
-    if (event.has_completion()) completion = event.completion();
+    if (event.has_completion()) completions.push_back(event.completion());
     if (options.json) {
       Print(EventJson(event) + "\n");
-    } else if (event.has_delta()) {
-      Print(event.delta().text());
+    } else {
+      Print(text.Add(event));
     }
   }
   const grpc::Status status = reader->Finish();
-  if (!options.json && first_token) Print("\n");
+  if (!options.json) Print(text.Finish());
   if (interrupter.interrupted()) return kExitInterrupted;
   if (!status.ok()) return Fail(kExitError, ErrorLine(status));
-  if (options.stats) {
-    std::fprintf(stderr, "%s\n",
-                 StatsLine(request, completion,
-                           first_token.value_or(absl::ZeroDuration()))
-                     .c_str());
+  if (!options.stats) return 0;
+  for (const v1::Completion& completion : completions) {
+    const std::string line = StatsLine(
+        request, completion, first_token.value_or(absl::ZeroDuration()));
+    std::fprintf(stderr, "%s%s\n",
+                 AnswerPrefix(completion.index(), request.n()).c_str(),
+                 line.c_str());
   }
   return 0;
 }

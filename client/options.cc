@@ -68,6 +68,9 @@ void AddFlags(FlagSet& flags, ClientOptions& options) {
             NumberSetter<int32_t>(
                 [limits](int32_t n) { limits->set_max_tokens(n); }));
   AddSamplingFlags(flags, request);
+  flags.Add(
+      "n", "N", "answers to draw from the prompt (1)",
+      NumberSetter<uint32_t>([&request](uint32_t n) { request.set_n(n); }));
   flags.Add("path", "two_stage|full|pruned", "which model does which stage",
             PathSetter(request));
   flags.Add("stop", "TEXT", "ends the answer; may be given many times",

@@ -1,5 +1,6 @@
 #include "client/printer.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "absl/strings/ascii.h"
@@ -54,6 +55,53 @@ std::string EventJson(const v1::GenerateResponse& event) {
       google::protobuf::util::MessageToJsonString(event, &json, options);
   OVERFILL_CHECK(status.ok());
   return json;
+}
+
+AnswerText::AnswerText(uint32_t n) : n_(std::max<uint32_t>(1, n)) {}
+
+std::string AnswerText::Add(const v1::GenerateResponse& event) {
+  const uint32_t index =
+      event.has_delta() ? event.delta().index() : event.completion().index();
+  if (index >= n_) return "";  // not what was asked for
+  Answer& answer = answers_[index];
+  if (event.has_delta()) {
+    answer.text += event.delta().text();
+    return index == turn_ ? Flush(index) : "";
+  }
+  answer.is_complete = true;
+  std::string out;
+  while (turn_ < n_) {
+    out += Flush(turn_);
+    if (!answers_[turn_].is_complete) break;
+    out += "\n";
+    ++turn_;
+  }
+  return out;
+}
+
+std::string AnswerText::Finish() {
+  std::string out;
+  for (auto it = answers_.lower_bound(turn_); it != answers_.end(); ++it) {
+    out += Flush(it->first) + "\n";
+  }
+  turn_ = n_;
+  return out;
+}
+
+std::string AnswerText::Flush(uint32_t index) {
+  Answer& answer = answers_[index];
+  std::string out;
+  if (!answer.is_begun && n_ > 1) {
+    out = absl::StrCat("[", index + 1, "/", n_, "]\n");
+  }
+  answer.is_begun = true;
+  out += answer.text;
+  answer.text.clear();
+  return out;
+}
+
+std::string AnswerPrefix(uint32_t index, uint32_t n) {
+  return n > 1 ? absl::StrCat("[", index + 1, "/", n, "] ") : "";
 }
 
 std::string ErrorLine(const grpc::Status& status) {
