@@ -58,6 +58,7 @@ struct ServerConfig {
   int32_t max_open_streams = 1024;
   int32_t tokenizer_threads = 1;
   absl::Duration drain_timeout = absl::Seconds(30);
+  absl::Duration stuck_step_timeout = absl::Seconds(60);
 };
 
 struct CommandLine {

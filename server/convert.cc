@@ -132,9 +132,10 @@ std::optional<DecodePath> ToPath(v1::DecodePath path) {
 }
 
 // All that needs no look at the prompt or the vocabulary.
-void CheckPlainFields(const v1::GenerateRequest& proto, Violations& v) {
+void CheckPlainFields(const v1::GenerateRequest& proto, int32_t max_n,
+                      Violations& v) {
   CheckRequestId(proto.request_id(), v);
-  if (proto.n() > 1) v.Add("n", "more than 1 is not supported yet");
+  if (proto.n() > static_cast<uint32_t>(max_n)) v.Add("n", Range(0, max_n));
   if (!ToPath(proto.path())) v.Add("path", "unknown value");
   if (proto.priority() < -kMaxPriority || proto.priority() > kMaxPriority) {
     v.Add("priority", Range(-kMaxPriority, kMaxPriority));
@@ -275,7 +276,7 @@ SamplingParams Converter::Sampling(const v1::Sampling& proto) const {
 absl::StatusOr<Request> Converter::ToRequest(const v1::GenerateRequest& proto,
                                              SteadyTime arrival) const {
   Violations violations;
-  CheckPlainFields(proto, violations);
+  CheckPlainFields(proto, options_.max_n, violations);
   Request request;
   request.sampling = Sampling(proto.sampling());
   CheckSampling(request.sampling, violations);
@@ -294,6 +295,7 @@ absl::StatusOr<Request> Converter::ToRequest(const v1::GenerateRequest& proto,
     request.sampling.num_logprobs = proto.output().logprobs();
   }
   request.path = *ToPath(proto.path());
+  request.n = std::max<int32_t>(1, static_cast<int32_t>(proto.n()));
   request.priority = proto.priority();
   request.arrival = arrival;
   return request;

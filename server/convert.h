@@ -46,6 +46,7 @@ struct ConvertOptions {
   std::vector<int32_t> eos_ids;
   GenerationConfig generation;
   int32_t max_sequence_tokens = 0;
+  int32_t max_n = 1;  // answers of one request
   // Longer texts are refused before they are tokenized.
   int64_t max_text_bytes = 0;
   // Draws seeds and the names of requests without one. Thread-safe; null: the
@@ -90,7 +91,7 @@ class Converter {
   const ConvertOptions options_;
 };
 
-// A delta or a terminal event's completion, as the client gets them.
+// A delta or a sample's completion, as the client gets them.
 v1::GenerateResponse ToResponse(const Delta& delta);
 v1::GenerateResponse ToResponse(const Completion& completion);
 

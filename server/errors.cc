@@ -1,5 +1,8 @@
 #include "server/errors.h"
 
+#include <algorithm>
+#include <cstdint>
+
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -9,9 +12,6 @@
 
 namespace overfill {
 namespace {
-
-// A queue of full size takes about that long to move on.
-constexpr int kRetrySeconds = 1;
 
 std::string TypeUrl(const google::protobuf::Message& message) {
   return absl::StrCat("type.googleapis.com/",
@@ -96,11 +96,20 @@ absl::Status FieldError(std::string field, std::string description) {
   return violations.ToStatus();
 }
 
-absl::Status RefusedStatus(const absl::Status& status) {
+absl::Status RefusedStatus(const absl::Status& status,
+                           std::chrono::nanoseconds retry_after) {
+  using std::chrono::nanoseconds;
+  using std::chrono::seconds;
   absl::Status result = status;
   if (result.code() == absl::StatusCode::kResourceExhausted) {
+    // None at all would be an invitation to try again at once.
+    const auto delay =
+        std::max<nanoseconds>(retry_after, std::chrono::milliseconds(1));
+    const auto whole = std::chrono::duration_cast<seconds>(delay);
     google::rpc::RetryInfo retry;
-    retry.mutable_retry_delay()->set_seconds(kRetrySeconds);
+    retry.mutable_retry_delay()->set_seconds(whole.count());
+    retry.mutable_retry_delay()->set_nanos(
+        static_cast<int32_t>((delay - whole).count()));
     Attach(retry, &result);
   }
   return result;

@@ -3,6 +3,7 @@
 #ifndef OVERFILL_SERVER_ERRORS_H_
 #define OVERFILL_SERVER_ERRORS_H_
 
+#include <chrono>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,8 +41,10 @@ class Violations {
 absl::Status FieldError(std::string field, std::string description);
 
 // A status that Scheduler::Submit refused with, fit for a client:
-// RESOURCE_EXHAUSTED comes with a google.rpc.RetryInfo.
-absl::Status RefusedStatus(const absl::Status& status);
+// RESOURCE_EXHAUSTED comes with a google.rpc.RetryInfo of `retry_after`, at
+// least a millisecond.
+absl::Status RefusedStatus(const absl::Status& status,
+                           std::chrono::nanoseconds retry_after);
 
 // The status of a request that ended with an error, fit for a client: usage
 // and timings so far come as an overfill.v1.Completion without a finish reason.

@@ -60,7 +60,7 @@ void GenerateCall::Submit(Request request) {
   const auto uid =
       parts_.scheduler->Submit(std::move(request), std::move(queue));
   if (!uid.ok()) {
-    if (BeginEnd()) EndCall(ToGrpcStatus(RefusedStatus(uid.status())));
+    RefuseQuietly(uid.status());
     return;
   }
   // The response's headers tell the client, and a retry policy, that the
@@ -80,7 +80,15 @@ void GenerateCall::Submit(Request request) {
 void GenerateCall::Refuse(const absl::Status& status, const char* reason) {
   if (!BeginEnd()) return;
   parts_.observer->OnReject(reason);
-  EndCall(ToGrpcStatus(status));
+  EndRefused(status);
+}
+
+void GenerateCall::RefuseQuietly(const absl::Status& status) {
+  if (BeginEnd()) EndRefused(status);
+}
+
+void GenerateCall::EndRefused(const absl::Status& status) {
+  EndCall(ToGrpcStatus(RefusedStatus(status, parts_.scheduler->RetryAfter())));
 }
 
 bool GenerateCall::BeginEnd() {

@@ -55,10 +55,12 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       grpc::CallbackServerContext* context, SteadyTime deadline,
       const CallParts& parts, std::function<void(GenerateCall*)> on_done);
 
-  // One of the two, once. No effect on a call that was cancelled before.
-  // `reason` is a short constant for the observer.
+  // One of the three, once. No effect on a call that was cancelled before.
+  // RESOURCE_EXHAUSTED comes with the time after which to try again. `reason`
+  // is a short constant for the observer; quietly: the scheduler has told it.
   void Submit(Request request);
   void Refuse(const absl::Status& status, const char* reason);
+  void RefuseQuietly(const absl::Status& status);
 
   // Ends the request with `status`, from whatever state; before Submit, the
   // call itself.
@@ -102,8 +104,9 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsUnread(SteadyTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The end of a call without a request; false when it has ended already. The
-  // caller is to call EndCall.
+  // caller goes on with EndCall.
   [[nodiscard]] bool BeginEnd();
+  void EndRefused(const absl::Status& status);
 
   grpc::CallbackServerContext* const context_;
   const SteadyTime deadline_;

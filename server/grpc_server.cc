@@ -117,6 +117,10 @@ GrpcServer::~GrpcServer() {
   if (server_ != nullptr) Shutdown(absl::ZeroDuration());
 }
 
+void GrpcServer::SetServing(bool is_serving) {
+  server_->GetHealthCheckService()->SetServingStatus(is_serving);
+}
+
 void GrpcServer::SetNotServing() {
   server_->GetHealthCheckService()->Shutdown();
 }

@@ -36,7 +36,9 @@ class GrpcServer {
   ~GrpcServer();
 
   int32_t port() const { return port_; }
-  // Health is NOT_SERVING from now on; calls still come in.
+  // What health says; calls come in all the same. Thread-safe.
+  void SetServing(bool is_serving);
+  // Health is NOT_SERVING for good; calls still come in.
   void SetNotServing();
   // Takes no more calls, and gives open ones `grace` to end.
   void Shutdown(absl::Duration grace);

@@ -19,10 +19,6 @@ constexpr size_t kLargeRequestBytes = 4096;
 constexpr int64_t kMaxWaitingTasks = 256;
 constexpr int64_t kMaxWaitingBytes = 64 << 20;
 
-absl::Status Busy(absl::string_view message) {
-  return RefusedStatus(absl::ResourceExhaustedError(message));
-}
-
 }  // namespace
 
 SteadyTime ToSteady(std::chrono::system_clock::time_point time) {
@@ -87,7 +83,14 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
   const auto [call, is_over_bound] = Open(context, deadline);
   const size_t bytes = request->Length();
   if (is_over_bound) {
-    call->Refuse(Busy("too many streams are open"), "open_streams");
+    call->Refuse(absl::ResourceExhaustedError("too many streams are open"),
+                 "open_streams");
+    return call.get();
+  }
+  const absl::Status precheck = scheduler_->Precheck(
+      /*tenant=*/"", static_cast<int64_t>(bytes), deadline);
+  if (!precheck.ok()) {
+    call->RefuseQuietly(precheck);
   } else if (bytes < kLargeRequestBytes) {
     Begin(*call, *request, arrival, deadline);
   } else {
@@ -98,8 +101,9 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
                         Begin(*call, copy, arrival, deadline);
                       });
     if (!is_taken) {
-      call->Refuse(Busy("too many prompts wait to be tokenized"),
-                   "tokenizer_full");
+      call->Refuse(
+          absl::ResourceExhaustedError("too many prompts wait for a tokenizer"),
+          "tokenizer_full");
     }
   }
   return call.get();
@@ -145,7 +149,9 @@ grpc::ServerUnaryReactor* InferenceService::Answer(
   if (bytes < kLargeRequestBytes) {
     answer();
   } else if (!tasks_.Submit(static_cast<int64_t>(bytes), answer)) {
-    reactor->Finish(ToGrpcStatus(Busy("too many texts wait for an answer")));
+    reactor->Finish(ToGrpcStatus(RefusedStatus(
+        absl::ResourceExhaustedError("too many texts wait for a tokenizer"),
+        scheduler_->RetryAfter())));
   }
   return reactor;
 }

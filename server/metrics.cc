@@ -11,9 +11,7 @@ namespace {
 using prometheus::BuildCounter;
 using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
-using prometheus::ClientMetric;
 using prometheus::Histogram;
-using prometheus::MetricFamily;
 using Buckets = Histogram::BucketBoundaries;
 using HistogramFamily = prometheus::Family<Histogram>;
 
@@ -82,97 +80,6 @@ constexpr const char* kOutcomes[] = {"stop",
                                      "unavailable",
                                      "internal"};
 
-MetricFamily GaugeFamily(const char* name, const char* help) {
-  MetricFamily family;
-  family.name = name;
-  family.help = help;
-  family.type = prometheus::MetricType::Gauge;
-  return family;
-}
-
-void AddGauge(MetricFamily& family, std::vector<ClientMetric::Label> labels,
-              double value) {
-  ClientMetric metric;
-  metric.label = std::move(labels);
-  metric.gauge.value = value;
-  family.metric.push_back(std::move(metric));
-}
-
-MetricFamily RequestGauges(const RequestCounts& counts) {
-  MetricFamily family =
-      GaugeFamily("overfill_requests", "Live requests by state.");
-  AddGauge(family, {{"state", "queued"}}, counts.queued);
-  AddGauge(family, {{"state", "prefilling"}}, counts.prefilling);
-  AddGauge(family, {{"state", "migrating"}}, counts.migrating);
-  AddGauge(family, {{"state", "decoding"}}, counts.decoding);
-  AddGauge(family, {{"state", "swapped"}}, counts.swapped);
-  return family;
-}
-
-MetricFamily BlockGauges(const std::vector<BlockCounts>& stores) {
-  MetricFamily family =
-      GaugeFamily("overfill_kv_blocks", "KV blocks by store and state.");
-  for (const BlockCounts& counts : stores) {
-    const auto add = [&](const char* state, int32_t value) {
-      AddGauge(family, {{"store", counts.store}, {"state", state}}, value);
-    };
-    add("free", counts.free);
-    add("cached", counts.cached);
-    add("owned", counts.owned);
-    add("quarantined", counts.quarantined);
-  }
-  return family;
-}
-
-MetricFamily UseRatioGauges(const std::vector<BlockCounts>& stores) {
-  MetricFamily family = GaugeFamily(
-      "overfill_kv_use_ratio",
-      "KV blocks that live requests hold, of all blocks of the store.");
-  for (const BlockCounts& counts : stores) {
-    const double used = counts.owned + counts.quarantined;
-    const double total = used + counts.free + counts.cached;
-    AddGauge(family, {{"store", counts.store}}, total > 0 ? used / total : 0);
-  }
-  return family;
-}
-
-MetricFamily StepAgeGauges(const SchedulerStats& stats) {
-  MetricFamily family = GaugeFamily(
-      "overfill_pool_stalled_seconds",
-      "Seconds since the last step of a pool that has work; 0 without work.");
-  const SteadyTime now = std::chrono::steady_clock::now();
-  for (const PoolId pool : {PoolId::kPrefill, PoolId::kDecode}) {
-    const size_t i = static_cast<size_t>(pool);
-    const double seconds =
-        std::chrono::duration<double>(now - stats.last_step[i]).count();
-    AddGauge(family, {{"pool", PoolName(pool)}},
-             stats.has_work[i] ? seconds : 0);
-  }
-  return family;
-}
-
-class StateGauges : public prometheus::Collectable {
- public:
-  explicit StateGauges(std::function<SchedulerStats()> stats)
-      : stats_(std::move(stats)) {}
-
-  std::vector<MetricFamily> Collect() const override {
-    const SchedulerStats stats = stats_();
-    std::vector<MetricFamily> families = {
-        RequestGauges(stats.requests), BlockGauges(stats.stores),
-        UseRatioGauges(stats.stores), StepAgeGauges(stats)};
-    families.push_back(
-        GaugeFamily("overfill_queued_tokens",
-                    "Prompt tokens of requests that wait to be admitted to a "
-                    "step."));
-    AddGauge(families.back(), {}, static_cast<double>(stats.queued_tokens));
-    return families;
-  }
-
- private:
-  const std::function<SchedulerStats()> stats_;
-};
-
 }  // namespace
 
 ServerMetrics::ServerMetrics(const InfoLabels& build, const InfoLabels& model)
@@ -190,6 +97,7 @@ ServerMetrics::ServerMetrics(const InfoLabels& build, const InfoLabels& model)
   AddPathMetrics();
   AddPoolMetrics();
   AddMigrationMetrics();
+  AddEventCounters();
 }
 
 void ServerMetrics::AddPathMetrics() {
@@ -236,13 +144,18 @@ void ServerMetrics::AddPoolMetrics() {
                             "Rows of a step: prompt tokens, decoded tokens.");
   auto& sequences = AddHistogram(*registry_, "overfill_step_sequences",
                                  "Sequences of a step.");
+  auto& stuck = BuildCounter()
+                    .Name("overfill_stuck_steps_total")
+                    .Help("Times that a pool with work was found stuck.")
+                    .Register(*registry_);
   for (const PoolId pool : {PoolId::kPrefill, PoolId::kDecode}) {
     const std::string name = PoolName(pool);
     pools_[static_cast<size_t>(pool)] = {
         &seconds.Add({{"pool", name}}, kStepSeconds),
         &rows.Add({{"pool", name}, {"kind", "prompt"}}, kCounts),
         &rows.Add({{"pool", name}, {"kind", "decode"}}, kCounts),
-        &sequences.Add({{"pool", name}}, kCounts)};
+        &sequences.Add({{"pool", name}}, kCounts),
+        &stuck.Add({{"pool", name}})};
   }
 }
 
@@ -257,6 +170,24 @@ void ServerMetrics::AddMigrationMetrics() {
     migrations_[copied] = {&seconds.Add(kind, kMigrationSeconds),
                            &bytes.Add(kind, kBytes)};
   }
+}
+
+void ServerMetrics::AddEventCounters() {
+  const auto add = [this](const char* name, const char* help) {
+    return &BuildCounter().Name(name).Help(help).Register(*registry_).Add({});
+  };
+  prefix_queried_tokens_ =
+      add("overfill_prefix_cache_queried_tokens_total",
+          "Prompt tokens that were looked for in the prefix cache.");
+  prefix_hit_tokens_ = add("overfill_prefix_cache_hit_tokens_total",
+                           "Prompt tokens that were found there.");
+  preemptions_ = add("overfill_preemptions_total",
+                     "Running answers whose KV went to the swap space.");
+  transfer_retries_ = add("overfill_transfer_retries_total",
+                          "Transfers of KV that failed and were sent again.");
+  integrity_failures_ =
+      add("overfill_integrity_failures_total",
+          "Checks which found that the KV blocks do not add up.");
 }
 
 void ServerMetrics::OnStep(PoolId pool, double seconds, int32_t num_prompt_rows,
@@ -291,6 +222,26 @@ void ServerMetrics::OnMigration(double seconds, int64_t bytes, bool copied) {
   migrations_[copied].bytes->Observe(static_cast<double>(bytes));
 }
 
+void ServerMetrics::OnPrefixLookup(int32_t queried_tokens, int32_t hit_tokens) {
+  if (!enabled()) return;
+  prefix_queried_tokens_->Increment(queried_tokens);
+  prefix_hit_tokens_->Increment(hit_tokens);
+}
+
+void ServerMetrics::OnPreemption() {
+  if (enabled()) preemptions_->Increment();
+}
+
+void ServerMetrics::OnTransferRetry() {
+  if (enabled()) transfer_retries_->Increment();
+}
+
+void ServerMetrics::OnStuckStep(PoolId pool) {
+  pools_[static_cast<size_t>(pool)].stuck_steps->Increment();
+}
+
+void ServerMetrics::OnIntegrityFailure() { integrity_failures_->Increment(); }
+
 void ServerMetrics::OnTerminal(DecodePath path, const Terminal& terminal,
                                double e2e_seconds) {
   if (!enabled()) return;
@@ -310,11 +261,6 @@ void ServerMetrics::OnTerminal(DecodePath path, const Terminal& terminal,
 void ServerMetrics::OnReject(absl::string_view reason) {
   if (!enabled()) return;
   rejected_->Add({{"reason", std::string(reason)}}).Increment();
-}
-
-std::shared_ptr<prometheus::Collectable> MakeStateGauges(
-    std::function<SchedulerStats()> stats) {
-  return std::make_shared<StateGauges>(std::move(stats));
 }
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(

@@ -5,7 +5,6 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -40,9 +39,16 @@ class ServerMetrics : public SchedulerObserver {
                     double queue_seconds) override;
   void OnToken(DecodePath path, double inter_token_seconds) override;
   void OnMigration(double seconds, int64_t bytes, bool copied) override;
+  void OnPrefixLookup(int32_t queried_tokens, int32_t hit_tokens) override;
+  void OnPreemption() override;
+  void OnTransferRetry() override;
   void OnTerminal(DecodePath path, const Terminal& terminal,
                   double e2e_seconds) override;
   void OnReject(absl::string_view reason) override;
+
+  // What the watchdog finds.
+  void OnStuckStep(PoolId pool);
+  void OnIntegrityFailure();
 
   // All of the above, for an exposer.
   std::shared_ptr<prometheus::Collectable> registry() const {
@@ -64,6 +70,7 @@ class ServerMetrics : public SchedulerObserver {
     prometheus::Histogram* prompt_rows;
     prometheus::Histogram* decode_rows;
     prometheus::Histogram* sequences;
+    prometheus::Counter* stuck_steps;
   };
   struct MigrationMetrics {
     prometheus::Histogram* seconds;
@@ -73,21 +80,22 @@ class ServerMetrics : public SchedulerObserver {
   void AddPathMetrics();
   void AddPoolMetrics();
   void AddMigrationMetrics();
+  void AddEventCounters();
   bool enabled() const { return enabled_.load(std::memory_order_relaxed); }
 
   const std::shared_ptr<prometheus::Registry> registry_;
   std::atomic<bool> enabled_ = false;
-  std::array<PathMetrics, kNumDecodePaths> paths_;     // by DecodePath
-  std::array<PoolMetrics, 2> pools_;                   // by PoolId
-  std::array<MigrationMetrics, 2> migrations_;         // handoff, copy
+  std::array<PathMetrics, kNumDecodePaths> paths_;  // by DecodePath
+  std::array<PoolMetrics, 2> pools_;                // by PoolId
+  std::array<MigrationMetrics, 2> migrations_;      // handoff, copy
+  prometheus::Counter* prefix_queried_tokens_;
+  prometheus::Counter* prefix_hit_tokens_;
+  prometheus::Counter* preemptions_;
+  prometheus::Counter* transfer_retries_;
+  prometheus::Counter* integrity_failures_;
   prometheus::Family<prometheus::Counter>* requests_;  // by path and outcome
   prometheus::Family<prometheus::Counter>* rejected_;  // by reason
 };
-
-// Gauges of the scheduler's present state, read at each scrape. `stats` must
-// stay callable as long as an exposer holds the result.
-std::shared_ptr<prometheus::Collectable> MakeStateGauges(
-    std::function<SchedulerStats()> stats);
 
 // Serves GET /metrics until destroyed.
 class MetricsServer {

@@ -194,7 +194,8 @@ TEST(ConvertTest, BadLimits) {
 }
 
 TEST(ConvertTest, BadOtherFields) {
-  EXPECT_BAD("n", r.set_n(2));
+  EXPECT_BAD("n", r.set_n(5));
+  EXPECT_BAD("n", r.set_n(1u << 31));
   EXPECT_BAD("n", r.set_n(4000000000u));
   EXPECT_BAD("path", r.set_path(static_cast<v1::DecodePath>(4)));
   EXPECT_BAD("path", r.set_path(static_cast<v1::DecodePath>(-1)));
@@ -207,9 +208,21 @@ TEST(ConvertTest, BadOtherFields) {
   EXPECT_BAD("output.logprobs", r.mutable_output()->set_logprobs(21));
 }
 
+TEST(ConvertTest, NoNumberOfAnswersMeansOne) {
+  const auto converter = TestConverter();
+  v1::GenerateRequest proto = Good();
+  for (const auto& [n, want] :
+       std::vector<std::pair<uint32_t, int32_t>>{{0, 1}, {1, 1}, {4, 4}}) {
+    proto.set_n(n);
+    const auto request = converter->ToRequest(proto, SteadyTime());
+    ASSERT_TRUE(request.ok()) << request.status();
+    EXPECT_EQ(request->n, want);
+  }
+}
+
 TEST(ConvertTest, ManyFaultsAreAllNamedUpToABound) {
   EXPECT_THAT(BadFields([](auto& r) {
-                r.set_n(2);
+                r.set_n(5);
                 r.set_priority(999);
                 r.mutable_sampling()->set_top_p(0);
               }),

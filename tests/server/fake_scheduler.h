@@ -26,6 +26,12 @@ class FakeScheduler : public Scheduler {
     std::weak_ptr<EventQueue> events;
   };
 
+  struct Prechecked {
+    std::string tenant;
+    int64_t prompt_bytes;
+    SteadyTime deadline;
+  };
+
   ~FakeScheduler() override = default;
 
   absl::StatusOr<uint64_t> Submit(Request request,
@@ -49,10 +55,13 @@ class FakeScheduler : public Scheduler {
 
   absl::Status Precheck(absl::string_view tenant, int64_t prompt_bytes,
                         SteadyTime deadline) override {
-    return absl::OkStatus();
+    MutexLock lock(&mu_);
+    prechecks_.push_back({std::string(tenant), prompt_bytes, deadline});
+    return precheck_;
   }
   std::chrono::nanoseconds RetryAfter() const override {
-    return std::chrono::seconds(1);
+    MutexLock lock(&mu_);
+    return retry_after_;
   }
 
   void Cancel(uint64_t uid, absl::Status status) override {
@@ -77,8 +86,41 @@ class FakeScheduler : public Scheduler {
     }
     return true;
   }
-  SchedulerStats Stats() const override { return {}; }
-  absl::Status CheckIntegrity() const override { return absl::OkStatus(); }
+  SchedulerStats Stats() const override {
+    MutexLock lock(&mu_);
+    return stats_;
+  }
+  absl::Status CheckIntegrity() const override {
+    MutexLock lock(&mu_);
+    ++num_integrity_checks_;
+    return integrity_;
+  }
+
+  // What the above answer from now on.
+  void SetPrecheck(absl::Status status) {
+    MutexLock lock(&mu_);
+    precheck_ = std::move(status);
+  }
+  void SetRetryAfter(std::chrono::nanoseconds time) {
+    MutexLock lock(&mu_);
+    retry_after_ = time;
+  }
+  void SetStats(const SchedulerStats& stats) {
+    MutexLock lock(&mu_);
+    stats_ = stats;
+  }
+  void SetIntegrity(absl::Status status) {
+    MutexLock lock(&mu_);
+    integrity_ = std::move(status);
+  }
+  std::vector<Prechecked> prechecks() const {
+    MutexLock lock(&mu_);
+    return prechecks_;
+  }
+  int num_integrity_checks() const {
+    MutexLock lock(&mu_);
+    return num_integrity_checks_;
+  }
 
   // The next Submit answers with `status`.
   void RefuseNext(absl::Status status) {
@@ -104,18 +146,21 @@ class FakeScheduler : public Scheduler {
     const auto queue = Find(uid);
     return queue != nullptr && queue->Push(std::move(delta));
   }
-  // No effect on one that has ended. OK comes after a completion of the one
-  // sample.
+  // One sample of several.
+  void Complete(uint64_t uid, Completion completion) {
+    if (const auto queue = Find(uid)) queue->Complete(std::move(completion));
+  }
+  // The terminal event alone; no effect on one that has ended.
+  void Finish(uint64_t uid, Terminal terminal) {
+    const std::shared_ptr<EventQueue> queue = Take(uid);
+    if (queue == nullptr) return;
+    queue->Finish(std::move(terminal));
+    changed_.NotifyAll();
+  }
+  // The end of a request of one sample: OK comes after its completion.
   void End(uint64_t uid, Terminal terminal, Completion completion = {}) {
-    std::shared_ptr<EventQueue> queue;
-    {
-      MutexLock lock(&mu_);
-      const auto found = live_.find(uid);
-      if (found == live_.end()) return;
-      queue = std::move(found->second);
-      live_.erase(found);
-      ++num_ended_;
-    }
+    const std::shared_ptr<EventQueue> queue = Take(uid);
+    if (queue == nullptr) return;
     if (terminal.status.ok()) {
       completion.seed = terminal.seed;
       completion.finish_reason = terminal.finish_reason;
@@ -143,6 +188,16 @@ class FakeScheduler : public Scheduler {
   }
 
  private:
+  // Null where it has ended; from now on it has.
+  std::shared_ptr<EventQueue> Take(uint64_t uid) {
+    MutexLock lock(&mu_);
+    const auto found = live_.find(uid);
+    if (found == live_.end()) return nullptr;
+    std::shared_ptr<EventQueue> queue = std::move(found->second);
+    live_.erase(found);
+    ++num_ended_;
+    return queue;
+  }
   std::shared_ptr<EventQueue> Find(uint64_t uid) const {
     MutexLock lock(&mu_);
     const auto found = live_.find(uid);
@@ -154,6 +209,13 @@ class FakeScheduler : public Scheduler {
   uint64_t last_uid_ ABSL_GUARDED_BY(mu_) = 0;
   int num_submits_ ABSL_GUARDED_BY(mu_) = 0;
   int num_ended_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status precheck_ ABSL_GUARDED_BY(mu_);
+  std::vector<Prechecked> prechecks_ ABSL_GUARDED_BY(mu_);
+  std::chrono::nanoseconds retry_after_ ABSL_GUARDED_BY(mu_) =
+      std::chrono::seconds(1);
+  SchedulerStats stats_ ABSL_GUARDED_BY(mu_);
+  absl::Status integrity_ ABSL_GUARDED_BY(mu_);
+  mutable int num_integrity_checks_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<absl::Status> refusals_ ABSL_GUARDED_BY(mu_);
   std::vector<Submitted> submitted_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, absl::Status> cancels_ ABSL_GUARDED_BY(mu_);

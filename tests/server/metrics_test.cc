@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "prometheus/text_serializer.h"
+#include "server/state_gauges.h"
 
 namespace overfill {
 namespace {
@@ -134,6 +135,27 @@ TEST_F(MetricsTest, RejectionsCountByReason) {
             2);
 }
 
+TEST_F(MetricsTest, EventsOfTheSchedulerCount) {
+  metrics_.OnPrefixLookup(2000, 1984);
+  metrics_.OnPrefixLookup(10, 0);
+  metrics_.OnPreemption();
+  metrics_.OnTransferRetry();
+  metrics_.OnTransferRetry();
+  EXPECT_EQ(Value("overfill_prefix_cache_queried_tokens_total"), 2010);
+  EXPECT_EQ(Value("overfill_prefix_cache_hit_tokens_total"), 1984);
+  EXPECT_EQ(Value("overfill_preemptions_total"), 1);
+  EXPECT_EQ(Value("overfill_transfer_retries_total"), 2);
+}
+
+TEST_F(MetricsTest, WhatTheWatchdogFindsCounts) {
+  EXPECT_EQ(Value("overfill_stuck_steps_total{pool=\"prefill\"}"), 0);
+  metrics_.OnStuckStep(PoolId::kDecode);
+  metrics_.OnIntegrityFailure();
+  EXPECT_EQ(Value("overfill_stuck_steps_total{pool=\"prefill\"}"), 0);
+  EXPECT_EQ(Value("overfill_stuck_steps_total{pool=\"decode\"}"), 1);
+  EXPECT_EQ(Value("overfill_integrity_failures_total"), 1);
+}
+
 TEST(MetricsEnableTest, NothingCountsBefore) {
   ServerMetrics metrics({}, {});
   metrics.OnFirstToken(DecodePath::kFull, 1, 1);
@@ -142,6 +164,9 @@ TEST(MetricsEnableTest, NothingCountsBefore) {
   metrics.OnMigration(1, 1, true);
   metrics.OnTerminal(DecodePath::kFull, {}, 1);
   metrics.OnReject("x");
+  metrics.OnPrefixLookup(5, 5);
+  metrics.OnPreemption();
+  metrics.OnTransferRetry();
   const std::string scrape = Scrape(*metrics.registry());
   EXPECT_EQ(ValueOf(scrape, "overfill_ttft_seconds_count{path=\"full\"}"), 0);
   EXPECT_EQ(ValueOf(scrape, "overfill_completion_tokens_total{path=\"full\"}"),
@@ -154,6 +179,9 @@ TEST(MetricsEnableTest, NothingCountsBefore) {
               "overfill_requests_total{outcome=\"length\",path=\"full\"}"),
       0);
   EXPECT_THAT(scrape, Not(HasSubstr("reason=")));
+  EXPECT_EQ(ValueOf(scrape, "overfill_prefix_cache_queried_tokens_total"), 0);
+  EXPECT_EQ(ValueOf(scrape, "overfill_preemptions_total"), 0);
+  EXPECT_EQ(ValueOf(scrape, "overfill_transfer_retries_total"), 0);
 }
 
 TEST(StateGaugesTest, ShowTheSchedulersState) {
@@ -164,11 +192,14 @@ TEST(StateGaugesTest, ShowTheSchedulersState) {
                     .decoding = 4,
                     .swapped = 5};
   stats.queued_tokens = 77;
+  stats.transfers = {.sending = 7, .fencing = 8, .discarded_commits = 9};
+  stats.prefill_chunk_rows = 128;
   stats.stores = {{"shared", 10, 5, 4, 1}};
   stats.last_step[1] =
       std::chrono::steady_clock::now() - std::chrono::seconds(100);
   stats.has_work[1] = true;
-  const auto gauges = MakeStateGauges([&stats] { return stats; });
+  const auto gauges =
+      MakeStateGauges([&stats] { return stats; }, [] { return 6; });
   const std::string scrape = Scrape(*gauges);
   const auto value = [&scrape](const std::string& series) {
     return ValueOf(scrape, series);
@@ -179,6 +210,11 @@ TEST(StateGaugesTest, ShowTheSchedulersState) {
   EXPECT_EQ(value("overfill_requests{state=\"decoding\"}"), 4);
   EXPECT_EQ(value("overfill_requests{state=\"swapped\"}"), 5);
   EXPECT_EQ(value("overfill_queued_tokens"), 77);
+  EXPECT_EQ(value("overfill_kv_transfers{state=\"sending\"}"), 7);
+  EXPECT_EQ(value("overfill_kv_transfers{state=\"fencing\"}"), 8);
+  EXPECT_EQ(value("overfill_discarded_commits_total"), 9);
+  EXPECT_EQ(value("overfill_prefill_chunk_rows"), 128);
+  EXPECT_EQ(value("overfill_open_streams"), 6);
   const std::string store = "overfill_kv_blocks{store=\"shared\",state=";
   EXPECT_EQ(value(store + "\"free\"}"), 10);
   EXPECT_EQ(value(store + "\"cached\"}"), 5);

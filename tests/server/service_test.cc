@@ -1,6 +1,7 @@
 // The service: what clients get, call by call.
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -107,6 +108,114 @@ TEST_F(ServiceTest, RefusalsKeepTheirCodes) {
   scheduler_.RefuseNext(absl::AlreadyExistsError("a live request has this id"));
   answer = Call(Prompt());
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(ServiceTest, RetryInfoIsTheSchedulersEstimate) {
+  scheduler_.SetRetryAfter(milliseconds(2250));
+  scheduler_.RefuseNext(absl::ResourceExhaustedError("the queue is full"));
+  auto delay =
+      DetailOf<google::rpc::RetryInfo>(Call(Prompt()).status).retry_delay();
+  EXPECT_EQ(delay.seconds(), 2);
+  EXPECT_EQ(delay.nanos(), 250'000'000);
+  // Never "at once".
+  scheduler_.SetRetryAfter(seconds(0));
+  scheduler_.RefuseNext(absl::ResourceExhaustedError("the queue is full"));
+  delay = DetailOf<google::rpc::RetryInfo>(Call(Prompt()).status).retry_delay();
+  EXPECT_EQ(delay.seconds(), 0);
+  EXPECT_EQ(delay.nanos(), 1'000'000);
+}
+
+TEST_F(ServiceTest, WhatHasNoChanceIsNotParsed) {
+  scheduler_.SetPrecheck(absl::ResourceExhaustedError("the queue is full"));
+  const grpc::Status status =
+      CallRaw("/overfill.v1.Inference/Generate", "\xFF\xFF\xFF\xFF");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(DetailOf<google::rpc::RetryInfo>(status).retry_delay().seconds(),
+            1);
+  const auto prechecks = scheduler_.prechecks();
+  ASSERT_EQ(prechecks.size(), 1u);
+  EXPECT_EQ(prechecks[0].prompt_bytes, 4);
+  EXPECT_EQ(prechecks[0].deadline, SteadyTime::max());
+  scheduler_.SetPrecheck(absl::UnavailableError("the server is going down"));
+  EXPECT_EQ(Call(Prompt()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  scheduler_.SetPrecheck(absl::DeadlineExceededError("not in time"));
+  EXPECT_EQ(Call(Prompt()).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(scheduler_.num_submits(), 0);
+  // The scheduler tells whoever counts.
+  EXPECT_TRUE(observer_.rejects.empty());
+}
+
+TEST_F(ServiceTest, EachSampleHasItsDeltasAndItsCompletion) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Prompt();
+  request.set_n(3);
+  const auto reader = stub_->Generate(&context, request);
+  const auto submitted = scheduler_.WaitForRequest(0);
+  EXPECT_EQ(submitted.request.n, 3);
+  const auto push = [&](int32_t index, const std::string& text) {
+    Delta delta = TextDelta(text, {index});
+    delta.index = index;
+    EXPECT_TRUE(scheduler_.Push(submitted.uid, std::move(delta)));
+  };
+  const auto complete = [&](int32_t index, int32_t num_tokens) {
+    Completion completion;
+    completion.index = index;
+    completion.seed = 5;
+    completion.usage = {.prompt_tokens = 9,
+                        .cached_prompt_tokens = 8,
+                        .completion_tokens = num_tokens};
+    scheduler_.Complete(submitted.uid, std::move(completion));
+  };
+  push(1, "b");
+  push(0, "a");
+  complete(1, 1);
+  push(2, "c");
+  push(0, "a");
+  complete(0, 2);
+  complete(2, 1);
+  scheduler_.Finish(submitted.uid, Ended());
+  std::map<uint32_t, std::string> texts;
+  std::map<uint32_t, v1::Completion> completions;
+  v1::GenerateResponse event;
+  while (reader->Read(&event)) {
+    if (event.has_delta()) {
+      const uint32_t index = event.delta().index();
+      EXPECT_EQ(completions.count(index), 0u) << "a delta after its end";
+      texts[index] += event.delta().text();
+    } else {
+      const uint32_t index = event.completion().index();
+      EXPECT_EQ(completions.count(index), 0u);
+      completions[index] = event.completion();
+    }
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(texts,
+            (std::map<uint32_t, std::string>{{0, "aa"}, {1, "b"}, {2, "c"}}));
+  ASSERT_EQ(completions.size(), 3u);
+  EXPECT_EQ(completions[0].usage().completion_tokens(), 2u);
+  EXPECT_EQ(completions[2].usage().completion_tokens(), 1u);
+  EXPECT_EQ(completions[2].usage().cached_prompt_tokens(), 8u);
+}
+
+TEST_F(ServiceTest, ErrorsTellTheUsageOfAllSamples) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Prompt();
+  request.set_n(2);
+  const auto reader = stub_->Generate(&context, request);
+  const uint64_t uid = scheduler_.WaitForRequest(0).uid;
+  Completion completion;
+  completion.index = 1;
+  completion.usage = {.prompt_tokens = 1, .completion_tokens = 3};
+  scheduler_.Complete(uid, std::move(completion));
+  scheduler_.Finish(uid, Ended(absl::DeadlineExceededError("too late")));
+  const Answer answer = Drain(*reader);
+  // What was complete before stays so.
+  ASSERT_EQ(answer.completions.size(), 1u);
+  EXPECT_EQ(answer.completions[0].index(), 1u);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  const auto details = DetailOf<v1::Completion>(answer.status);
+  EXPECT_EQ(details.usage().completion_tokens(), 7u);
 }
 
 TEST_F(ServiceTest, FaultsOfOurOwnStayInside) {

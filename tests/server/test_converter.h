@@ -39,6 +39,7 @@ inline ConvertOptions TestConvertOptions() {
   options.vocab_size = TestTokenizer().vocab_size() + 20;
   options.eos_ids = {0, 1};
   options.max_sequence_tokens = kTestContext;
+  options.max_n = 4;
   options.max_text_bytes = 1 << 20;
   options.random = [] { return uint64_t{77}; };
   return options;
