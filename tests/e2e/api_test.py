@@ -184,6 +184,70 @@ class GenerateTest(harness.ServerCase):
         self.assertIsNone(self.generate(request_id="mine").error)
 
 
+class SamplesTest(harness.ServerCase):
+    """n answers from one prompt."""
+
+    def sampled(self, n, max_tokens=30):
+        request = self.request(max_tokens=max_tokens, n=n)
+        request.sampling.temperature = 1.5
+        request.sampling.seed = 11
+        return request
+
+    def test_each_has_its_deltas_and_its_completion(self):
+        for path in [pb2.DECODE_PATH_TWO_STAGE, pb2.DECODE_PATH_FULL,
+                     pb2.DECODE_PATH_PRUNED]:
+            request = self.sampled(5)
+            request.path = path
+            answer = self.generate(request)
+            self.assertIsNone(answer.error)
+            self.assertEqual(sorted(c.index for c in answer.completions),
+                             list(range(5)))
+            for completion in answer.completions:
+                self.assertEqual(len(answer.tokens[completion.index]), 30)
+                self.assertEqual(completion.usage.completion_tokens, 30)
+                self.assertEqual(completion.finish_reason,
+                                 pb2.FINISH_REASON_LENGTH)
+            # Drawn each on its own.
+            self.assertEqual(len(set(map(tuple, answer.tokens.values()))), 5)
+
+    def test_greedy_samples_are_the_same(self):
+        one = self.generate(max_tokens=20)
+        three = self.generate(max_tokens=20, n=3)
+        self.assertEqual([three.tokens[i] for i in range(3)], [one.ids] * 3)
+
+    def test_same_seed_draws_the_same_samples(self):
+        first, again = [self.generate(self.sampled(3)) for _ in range(2)]
+        self.assertEqual(first.tokens, again.tokens)
+        # The first ones, however many there are.
+        self.assertEqual(self.generate(self.sampled(1)).ids, first.tokens[0])
+
+    def test_zero_means_one(self):
+        self.assertEqual(self.generate(n=0).ids, self.generate(n=1).ids)
+
+    def test_one_token_each(self):
+        answer = self.generate(self.sampled(4, max_tokens=1))
+        self.assertEqual([len(answer.tokens[i]) for i in range(4)], [1] * 4)
+
+    def test_cancel_ends_all(self):
+        call = self.stub.Generate(self.sampled(8, max_tokens=10000))
+        next(call)
+        call.cancel()
+        self.assert_blocks_are_home(10)
+
+    def test_usage_of_an_error_is_of_all(self):
+        server = self.server
+        request = self.sampled(4, max_tokens=14000)
+        request.output.logprobs = 20
+        call = server.narrow_stub().Generate(request)
+        next(call)
+        self.assert_blocks_are_home(2 * harness.CALL_SECONDS)
+        answer = Answer(call)
+        self.assertEqual(answer.error.code(),
+                         grpc.StatusCode.RESOURCE_EXHAUSTED)
+        usage = details(answer.error, pb2.Completion).usage
+        self.assertGreaterEqual(usage.completion_tokens, len(answer.ids))
+
+
 class BadInputTest(harness.ServerCase):
 
     def check(self, field, edit=None, request=None):
@@ -232,7 +296,8 @@ class BadInputTest(harness.ServerCase):
                                                       21)),
                 ("output.logprobs", lambda r: setattr(r.output, "logprobs",
                                                       -1)),
-                ("n", lambda r: setattr(r, "n", 2)),
+                ("n", lambda r: setattr(r, "n", 65)),
+                ("n", lambda r: setattr(r, "n", 2**32 - 1)),
                 ("path", lambda r: setattr(r, "path", 77)),
                 ("priority", lambda r: setattr(r, "priority", 101)),
                 ("request_id", lambda r: setattr(r, "request_id", "x" * 129)),
@@ -322,7 +387,7 @@ class FullQueueTest(harness.ServerCase):
         self.assertTrue(errors)
         self.assertEqual(errors[0].code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
         retry = details(errors[0], harness.details_pb2.RetryInfo)
-        self.assertGreaterEqual(retry.retry_delay.seconds, 1)
+        self.assertGreater(retry.retry_delay.ToNanoseconds(), 0)
         for call in calls:
             call.cancel()
 

@@ -63,6 +63,32 @@ class ClientTest(harness.ServerCase):
         usage = events[-1]["completion"]["usage"]
         self.assertEqual(usage["completion_tokens"], len(ids))
 
+    def test_several_answers(self):
+        flags = ["--n=3", "--seed=7", "--temperature=1.5", "--max_tokens=20",
+                 "Hello"]
+        request = pb2.GenerateRequest(text="Hello", n=3)
+        request.sampling.seed = 7
+        request.sampling.temperature = 1.5
+        request.limits.max_tokens = 20
+        texts = self.generate(request).texts
+        code, out, err = self.run_client("--stats", *flags)
+        self.assertEqual(code, 0)
+        self.assertEqual(out, "".join(
+            f"[{i + 1}/3]\n{texts.get(i, '')}\n" for i in range(3)))
+        self.assertEqual(sorted(line[:6] for line in err),
+                         ["[1/3] ", "[2/3] ", "[3/3] "])
+        code, out, _ = self.run_client("--json", *flags)
+        self.assertEqual(code, 0)
+        found, ended = {}, []
+        for event in map(json.loads, out.splitlines()):
+            if "completion" in event:
+                ended.append(event["completion"].get("index", 0))
+                continue
+            index = event["delta"].get("index", 0)
+            found[index] = found.get(index, "") + event["delta"].get("text", "")
+        self.assertEqual(found, texts)
+        self.assertEqual(sorted(ended), [0, 1, 2])
+
     def test_sampling_flags_reach_the_server(self):
         flags = ["--seed=7", "--temperature=1.5", "--top_p=0.9", "--top_k=40",
                  "--min_p=0.01", "--max_tokens=30", "Hello"]

@@ -169,6 +169,11 @@ class Server:
         return sum(value for series, value in self.metrics().items()
                    if series.startswith("overfill_requests{"))
 
+    def memory_bytes(self):
+        """Resident memory of the process."""
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return 1024 * int(re.search(r"VmRSS:\s*(\d+) kB", file.read())[1])
+
     def stop(self, sig=signal.SIGTERM):
         """The exit code."""
         for channel in [self.channel, *self._channels]:
@@ -192,16 +197,23 @@ class Answer:
     def __init__(self, call):
         self.text, self.ids, self.logprobs = "", [], []
         self.num_deltas, self.completions, self.error = 0, [], None
+        self.texts, self.tokens = {}, {}  # by index
         try:
             for event in call:
+                ended = [c.index for c in self.completions]
                 if event.WhichOneof("event") == "completion":
+                    assert event.completion.index not in ended, "two ends"
                     self.completions.append(event.completion)
                     continue
-                assert not self.completions, "a delta after the completion"
+                delta = event.delta
+                assert delta.index not in ended, "a delta after the completion"
                 self.num_deltas += 1
-                self.text += event.delta.text
-                self.ids += event.delta.token_ids
-                self.logprobs += event.delta.logprobs
+                self.text += delta.text
+                self.ids += delta.token_ids
+                self.logprobs += delta.logprobs
+                self.texts[delta.index] = (
+                    self.texts.get(delta.index, "") + delta.text)
+                self.tokens.setdefault(delta.index, []).extend(delta.token_ids)
         except grpc.RpcError as error:
             self.error = error
 

@@ -177,6 +177,56 @@ class StartTest(unittest.TestCase):
         self.assertEqual(server.stop(), 0)
 
 
+class WatchdogTest(unittest.TestCase):
+
+    def test_health_follows_the_steps(self):
+        # One step reads the whole prompt, which takes seconds; a timeout that
+        # short makes of it a step that is stuck, for a while.
+        server = Server(make_pair() + ["--prefill_chunk_tokens=16000",
+                                       "--stuck_step_timeout=1ms"])
+        self.addCleanup(server.process.kill)
+        watches = [health_grpc.HealthStub(server.channel).Watch(
+            health_pb2.HealthCheckRequest(service=name))
+            for name in ["", "overfill.v1.Inference"]]
+        serving = health_pb2.HealthCheckResponse.SERVING
+        for watch in watches:
+            self.assertEqual(next(watch).status, serving)
+        request = pb2.GenerateRequest(
+            tokens=pb2.TokenIds(ids=[5 + i % 50 for i in range(15900)]))
+        request.limits.max_tokens = 1
+        call = server.stub.Generate(request)
+        for watch in watches:
+            self.assertEqual(next(watch).status,
+                             health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.assertIsNone(Answer(call).error)
+        for watch in watches:
+            self.assertEqual(next(watch).status, serving)
+            watch.cancel()
+        stuck = [line for line in server.lines if "is stuck" in line]
+        self.assertEqual(len(stuck), 1, server.lines)
+        self.assertIn("the prefill pool is stuck", stuck[0])
+        self.assertIn(" 15900 prompt rows ", stuck[0])
+        metrics = server.metrics()
+        self.assertEqual(
+            metrics['overfill_stuck_steps_total{pool="prefill"}'], 1)
+        self.assertEqual(
+            metrics['overfill_stuck_steps_total{pool="decode"}'], 0)
+        self.assertEqual(metrics["overfill_integrity_failures_total"], 0)
+        self.assertEqual(server.stop(), 0)
+
+    def test_idle_is_not_stuck(self):
+        server = Server(make_pair() + ["--stuck_step_timeout=1ms"])
+        self.addCleanup(server.process.kill)
+        time.sleep(3)
+        self.assertEqual(health_grpc.HealthStub(server.channel).Check(
+            health_pb2.HealthCheckRequest()).status,
+            health_pb2.HealthCheckResponse.SERVING)
+        self.assertEqual(
+            [v for series, v in server.metrics().items()
+             if series.startswith("overfill_stuck_steps_total") and v], [])
+        self.assertEqual(server.stop(), 0)
+
+
 class DrainTest(unittest.TestCase):
 
     def test_streams_finish_and_no_new_ones_begin(self):

@@ -148,6 +148,105 @@ class StreamsTest(harness.ServerCase):
         self.assert_serves()
 
 
+class DeadReadersTest(harness.ServerCase):
+    """Clients that take their answers' first event and never read again."""
+
+    NUM_READERS = 16
+    LINGER_SECONDS = 60  # the server's, and time for a sanitizer
+
+    def open_streams(self):
+        return self.server.metrics()["overfill_open_streams"]
+
+    def run_round(self):
+        """The memory while the streams wait for their readers."""
+        request = self.request(max_tokens=4000)
+        request.output.logprobs = 20
+        stubs = [self.server.narrow_stub() for _ in range(self.NUM_READERS)]
+        calls = [stub.Generate(request) for stub in stubs]
+        for call in calls:
+            next(call)
+        # Their requests end, complete or by the bound of a slow reader; others
+        # are served meanwhile, and while the streams stay for their readers.
+        self.assertTrue(wait_until(
+            lambda: self.assert_serves() or self.server.live() == 0,
+            harness.CALL_SECONDS))
+        self.assertEqual(self.open_streams(), self.NUM_READERS)
+        peak = self.server.memory_bytes()
+        self.assertTrue(wait_until(
+            lambda: self.assert_serves() or self.open_streams() == 0,
+            self.LINGER_SECONDS))
+        # Nobody has read or left until here.
+        for call in calls:
+            answer = Answer(call)
+            self.assertEqual(answer.error.code(), grpc.StatusCode.CANCELLED)
+        return peak
+
+    def test_their_streams_and_memory_go(self):
+        self.assert_serves()
+        begin = self.server.memory_bytes()
+        held = self.run_round() - begin
+        self.assertGreater(held, self.NUM_READERS * 250_000)
+        after_first = self.server.memory_bytes()
+        self.run_round()
+        # It would grow by what they hold, each time.
+        self.assertLess(self.server.memory_bytes() - after_first, held / 2)
+
+
+class OpenStreamsTest(harness.ServerCase):
+    flags = ["--max_open_streams=3"]
+
+    def test_more_are_refused(self):
+        calls = [self.stub.Generate(self.request(max_tokens=LONG))
+                 for _ in range(3)]
+        for call in calls:
+            next(call)
+        error = self.generate().error
+        self.assertEqual(error.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        delay = harness.details(error, harness.details_pb2.RetryInfo)
+        self.assertGreater(delay.retry_delay.ToNanoseconds(), 0)
+        metrics = self.server.metrics()
+        self.assertEqual(metrics["overfill_open_streams"], 3)
+        self.assertEqual(
+            metrics['overfill_requests_rejected_total{reason="open_streams"}'],
+            1)
+        for call in calls:
+            call.cancel()
+        self.assertTrue(wait_until(
+            lambda: self.server.metrics()["overfill_open_streams"] == 0))
+        self.assert_serves()
+
+
+class LargePromptsTest(harness.ServerCase):
+
+    def test_tokenizing_holds_up_no_stream(self):
+        """Texts that take long to tokenize, one after the other."""
+        text = "word and " * 400_000
+        tokenizing = [self.stub.Tokenize.future(
+            pb2.TokenizeRequest(text=text)) for _ in range(6)]
+        num_served = 0
+        while not tokenizing[-1].done():
+            self.assert_serves()
+            num_served += 1
+        self.assertGreater(num_served, 6)
+        for call in tokenizing:
+            self.assertGreater(len(call.result().ids), 400_000)
+
+    def test_large_prompt_of_a_client_that_left(self):
+        request = self.request(text="word and " * 400_000)
+        busy = [self.stub.Tokenize.future(pb2.TokenizeRequest(
+            text="word and " * 400_000)) for _ in range(3)]
+        call = self.stub.Generate(request)
+        self.assertTrue(wait_until(
+            lambda: self.server.metrics()["overfill_open_streams"] == 1))
+        call.cancel()
+        self.assertTrue(wait_until(
+            lambda: self.server.metrics()["overfill_open_streams"] == 0))
+        self.assertFalse(busy[-1].done())
+        for tokenize in busy:
+            tokenize.result()
+        self.assert_serves()
+
+
 class QueueTest(harness.ServerCase):
     """One place: who comes second waits."""
 
