@@ -189,10 +189,10 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
                  256, &config.tokenizer_threads);
   flags.AddDuration("drain_timeout", "how long streams may go on after SIGTERM",
                     &config.drain_timeout);
-  flags.AddDuration("stuck_step_timeout",
-                    "work without a finished step before health says "
-                    "NOT_SERVING; 0s: never",
-                    &config.stuck_step_timeout);
+  AddDuration(flags, "stuck_step_timeout",
+              "work without a finished step before health says NOT_SERVING; "
+              "0s: never",
+              absl::ZeroDuration(), &config.stuck_step_timeout);
 }
 
 void AddFlags(FlagSet& flags, ServerConfig& config) {

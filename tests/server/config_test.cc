@@ -74,6 +74,9 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config->priority_ageing, absl::Seconds(1));
   EXPECT_EQ(config->transfer_lease, absl::Seconds(10));
   EXPECT_TRUE(config->prefix_cache);
+  EXPECT_EQ(config->max_open_streams, 1024);
+  EXPECT_EQ(config->tokenizer_threads, 1);
+  EXPECT_EQ(config->stuck_step_timeout, absl::Seconds(60));
 }
 
 TEST(ConfigTest, EveryFlagReachesItsField) {
@@ -105,7 +108,10 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
                                        "--max_request_duration=22m",
                                        "--priority_ageing=23s",
                                        "--transfer_lease=24s",
-                                       "--prefix_cache=false"});
+                                       "--prefix_cache=false",
+                                       "--max_open_streams=25",
+                                       "--tokenizer_threads=26",
+                                       "--stuck_step_timeout=27s"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->kv_map, "m");
   EXPECT_EQ(config->device, "cuda:1");
@@ -123,6 +129,9 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->max_queued_requests, 14);
   EXPECT_EQ(config->max_queued_tokens, 15);
   EXPECT_EQ(config->max_request_bytes, 2048);
+  EXPECT_EQ(config->max_open_streams, 25);
+  EXPECT_EQ(config->tokenizer_threads, 26);
+  EXPECT_EQ(config->stuck_step_timeout, absl::Seconds(27));
   EXPECT_EQ(config->drain_timeout, absl::Seconds(90));
   EXPECT_EQ(config->swap_bytes, 16);
   EXPECT_EQ(config->max_queued_bytes, 17);
