@@ -57,6 +57,13 @@ struct CountingObserver : SchedulerObserver {
     MutexLock lock(&mu);
     return rejects[reason];
   }
+  // Of all reasons.
+  int Total() {
+    MutexLock lock(&mu);
+    int total = 0;
+    for (const auto& [reason, count] : rejects) total += count;
+    return total;
+  }
   Mutex mu;
   std::map<std::string, int> rejects ABSL_GUARDED_BY(mu);
 };
