@@ -105,6 +105,10 @@ struct DeviceOptions {
   // leaves the BF16 instructions out. The first device's choice holds for the
   // process.
   std::string cpu_isa = "auto";
+  // A row's results depend, to the last bit, on its own sequence alone: not on
+  // the rows beside it, on the chunks in which its prompt came or on the number
+  // of threads. Every sum over a product's depth or over KV then has one order.
+  bool batch_invariant = false;
 };
 
 // `spec` is "cpu", "cuda" or "cuda:N". INVALID_ARGUMENT for another spec,

@@ -29,31 +29,42 @@ struct AttentionWork {
   explicit AttentionWork(float* memory, int32_t head_dim) {
     const int64_t d = head_dim;
     q = memory;
-    sum = q + d * kTileQueries;
-    scores = sum + d * kTileQueries;
-    largest = scores + kTileTokens * kTileQueries;
-    weight = largest + kTileQueries;
-    decay = weight + kTileQueries;
+    scores = q + d * kTileQueries;
+    decay = scores + kTileTokens * kTileQueries;
     k = decay + kTileQueries;
     v = k + kTileTokens * d;
+    float* next = v + kTileTokens * d;
+    for (Sums* sums : {&part, &total}) {
+      sums->value = next;
+      sums->largest = sums->value + d * kTileQueries;
+      sums->weight = sums->largest + kTileQueries;
+      next = sums->weight + kTileQueries;
+    }
   }
-  float* q;        // [D][queries], scaled
-  float* sum;      // [D][queries] of exp(score - largest) v
-  float* scores;   // [kTileTokens][queries]
-  float* largest;  // [queries]
-  float* weight;   // [queries] sum of exp(score - largest)
-  float* decay;    // [queries] of what was summed before this piece
-  float* k;        // [kTileTokens][D]
-  float* v;        // [kTileTokens][D]
-};
+  static int64_t Floats(int64_t head_dim) {
+    return (3 * head_dim + kTileTokens + 5) * kTileQueries +
+           2 * kTileTokens * head_dim;
+  }
 
-inline int64_t AttentionWorkSize(int64_t head_dim) {
-  return (2 * head_dim + kTileTokens + 3) * kTileQueries +
-         2 * kTileTokens * head_dim;
-}
+  struct Sums {
+    float* value;    // [D][queries] sum of exp(score - largest) v
+    float* largest;  // [queries]
+    float* weight;   // [queries] sum of exp(score - largest)
+  };
+  float* q;       // [D][queries], scaled
+  float* scores;  // [kTileTokens][queries]
+  float* decay;   // [queries] of what was summed before this piece
+  float* k;       // [kTileTokens][D]
+  float* v;       // [kTileTokens][D]
+  Sums part;      // of this part's pieces so far
+  Sums total;     // of the parts before this one
+};
 
 // Stands for "no score yet": finite, so that differences stay numbers.
 inline constexpr float kNoScore = -1e30f;
+
+// A zero's sign may depend on tokens that the row does not see.
+inline float UnsignedZero(float value) { return value == 0 ? 0.0f : value; }
 
 }  // namespace overfill
 #endif
@@ -197,7 +208,7 @@ void UpdateSoftmax(const AttentionTile& t, int64_t queries, int32_t begin,
   const VF minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t query = 0; query < queries; query += lanes) {
     float* scores = work.scores + query;
-    VF largest = hn::Load(d, work.largest + query);
+    VF largest = hn::Load(d, work.part.largest + query);
     if (masked) {
       // Row numbers of the lanes; padding lanes pass for the last row.
       HWY_ALIGN float visible[HWY_MAX_BYTES / sizeof(float)];
@@ -216,9 +227,9 @@ void UpdateSoftmax(const AttentionTile& t, int64_t queries, int32_t begin,
     for (int32_t i = 0; i < num_tokens; ++i) {
       largest = hn::Max(largest, hn::Load(d, scores + i * queries));
     }
-    const VF old_largest = hn::Load(d, work.largest + query);
+    const VF old_largest = hn::Load(d, work.part.largest + query);
     const VF decay = hn::Exp(d, hn::Sub(old_largest, largest));
-    VF weight = hn::Mul(hn::Load(d, work.weight + query), decay);
+    VF weight = hn::Mul(hn::Load(d, work.part.weight + query), decay);
     for (int32_t i = 0; i < num_tokens; ++i) {
       const VF shifted = hn::Sub(hn::Load(d, scores + i * queries), largest);
       // Exp makes 0 of a NaN; what is not a number must stay visible.
@@ -227,8 +238,8 @@ void UpdateSoftmax(const AttentionTile& t, int64_t queries, int32_t begin,
       weight = hn::Add(weight, p);
       hn::Store(p, d, scores + i * queries);
     }
-    hn::Store(largest, d, work.largest + query);
-    hn::Store(weight, d, work.weight + query);
+    hn::Store(largest, d, work.part.largest + query);
+    hn::Store(weight, d, work.part.weight + query);
     hn::Store(decay, d, work.decay + query);
   }
 }
@@ -257,28 +268,84 @@ void AttendPiece(const AttentionTile& t, int64_t queries, int32_t begin,
     for (int64_t dim = 0; dim < head_dim; dim += kDimsPerStep) {
       AddValues<kVectors>(work.scores + query, queries, work.v + dim, head_dim,
                           num_tokens, work.decay + query,
-                          work.sum + dim * queries + query);
+                          work.part.value + dim * queries + query);
     }
   });
 }
 
-void StoreTile(const AttentionTile& t, int64_t queries,
-               const AttentionWork& work) {
-  const int64_t num_queries = int64_t{t.num_rows} * t.group;
-  for (int64_t i = 0; i < num_queries; ++i) {
-    float* out;
-    float scale = 1.0f;
-    if (t.partial != nullptr) {
-      float* partial = t.partial + i * (kPartialHeader + t.head_dim);
-      partial[0] = work.largest[i];
-      partial[1] = work.weight[i];
-      out = partial + kPartialHeader;
-    } else {
-      out = t.out + i / t.group * t.out_stride + i % t.group * t.head_dim;
-      scale = 1.0f / work.weight[i];
+// Sums of the pieces in [begin, end) alone.
+void AttendPart(const AttentionTile& t, int64_t queries, int32_t begin,
+                int32_t end, const AttentionWork& work) {
+  std::fill_n(work.part.value, t.head_dim * queries, 0.0f);
+  std::fill_n(work.part.largest, queries, kNoScore);
+  std::fill_n(work.part.weight, queries, 0.0f);
+  for (; begin < end; begin += kTileTokens) {
+    AttendPiece(t, queries, begin, std::min(kTileTokens, end - begin), work);
+  }
+}
+
+// What two sums are scaled by so that they can be added.
+struct MergeScales {
+  VF largest;
+  VF old_scale;
+  VF part_scale;
+};
+
+HWY_INLINE MergeScales ScalesOf(VF old_largest, VF part_largest) {
+  const F32 d;
+  const VF largest = hn::Max(old_largest, part_largest);
+  return {largest, hn::Exp(d, hn::Sub(old_largest, largest)),
+          hn::Exp(d, hn::Sub(part_largest, largest))};
+}
+
+// The one form of a merged sum: the two users agree to the bit.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void AddScaled(D d, V old_scale, V part_scale,
+                          const float* HWY_RESTRICT part,
+                          float* HWY_RESTRICT total) {
+  hn::StoreU(hn::MulAdd(hn::LoadU(d, part), part_scale,
+                        hn::Mul(hn::LoadU(d, total), old_scale)),
+             d, total);
+}
+
+// total += part, across the lanes.
+void AddPart(int64_t queries, int64_t head_dim, const AttentionWork& work) {
+  const F32 d;
+  for (int64_t query = 0; query < queries; query += hn::Lanes(d)) {
+    float* largest = work.total.largest + query;
+    const MergeScales scales =
+        ScalesOf(hn::Load(d, largest), hn::Load(d, work.part.largest + query));
+    hn::Store(scales.largest, d, largest);
+    AddScaled(d, scales.old_scale, scales.part_scale, work.part.weight + query,
+              work.total.weight + query);
+    for (int64_t i = 0; i < head_dim; ++i) {
+      const int64_t at = i * queries + query;
+      AddScaled(d, scales.old_scale, scales.part_scale, work.part.value + at,
+                work.total.value + at);
     }
+  }
+}
+
+void StorePartial(const AttentionTile& t, int64_t queries, int32_t part,
+                  const AttentionWork::Sums& sums) {
+  float* partial = t.partials + part * t.part_stride;
+  for (int64_t i = 0; i < int64_t{t.num_rows} * t.group; ++i) {
+    partial[0] = sums.largest[i];
+    partial[1] = sums.weight[i];
+    partial += kPartialHeader;
     for (int64_t d = 0; d < t.head_dim; ++d) {
-      out[d] = work.sum[d * queries + i] * scale;
+      *partial++ = sums.value[d * queries + i];
+    }
+  }
+}
+
+void StoreTile(const AttentionTile& t, int64_t queries,
+               const AttentionWork::Sums& sums) {
+  for (int64_t i = 0; i < int64_t{t.num_rows} * t.group; ++i) {
+    float* out = t.out + i / t.group * t.out_stride + i % t.group * t.head_dim;
+    const float scale = 1.0f / sums.weight[i];
+    for (int64_t d = 0; d < t.head_dim; ++d) {
+      out[d] = UnsignedZero(sums.value[d * queries + i] * scale);
     }
   }
 }
@@ -286,16 +353,51 @@ void StoreTile(const AttentionTile& t, int64_t queries,
 void AttendTileImpl(const AttentionTile& t) {
   const int64_t queries =
       RoundUp(int64_t{t.num_rows} * t.group, hn::Lanes(F32()));
-  const AttentionWork work(t.work, t.head_dim);
+  AttentionWork work(t.work, t.head_dim);
   LoadQueries(t, queries, work.q);
-  std::fill(work.sum, work.sum + t.head_dim * queries, 0.0f);
-  std::fill(work.largest, work.largest + queries, kNoScore);
-  std::fill(work.weight, work.weight + queries, 0.0f);
-  for (int32_t begin = t.kv_begin; begin < t.kv_end; begin += kTileTokens) {
-    AttendPiece(t, queries, begin, std::min(kTileTokens, t.kv_end - begin),
-                work);
+  int32_t part = 0;
+  for (int32_t begin = t.kv_begin; begin < t.kv_end; ++part) {
+    const int32_t end = begin + std::min(t.part_tokens, t.kv_end - begin);
+    AttendPart(t, queries, begin, end, work);
+    if (t.partials != nullptr) {
+      StorePartial(t, queries, part, work.part);
+    } else if (part == 0) {
+      std::swap(work.part, work.total);
+    } else {
+      AddPart(queries, t.head_dim, work);
+    }
+    begin = end;
   }
-  StoreTile(t, queries, work);
+  if (t.partials == nullptr) StoreTile(t, queries, work.total);
+}
+
+void MergePartialsImpl(const float* partials, int64_t part_stride,
+                       int32_t num_parts, int32_t head_dim,
+                       float* HWY_RESTRICT out) {
+  const F32 d;
+  const hn::CappedTag<float, 8> d8;  // divides every head_dim
+  float largest = partials[0];
+  float weight = partials[1];
+  std::copy_n(partials + kPartialHeader, head_dim, out);
+  for (int32_t part = 1; part < num_parts; ++part) {
+    const float* partial = partials + part * part_stride;
+    const MergeScales scales =
+        ScalesOf(hn::Set(d, largest), hn::Set(d, partial[0]));
+    const auto old_scale = hn::Set(d8, hn::GetLane(scales.old_scale));
+    const auto part_scale = hn::Set(d8, hn::GetLane(scales.part_scale));
+    const hn::CappedTag<float, 1> d1;
+    largest = hn::GetLane(scales.largest);
+    AddScaled(d1, hn::Set(d1, hn::GetLane(scales.old_scale)),
+              hn::Set(d1, hn::GetLane(scales.part_scale)), partial + 1,
+              &weight);
+    for (int32_t i = 0; i < head_dim;
+         i += static_cast<int32_t>(hn::Lanes(d8))) {
+      AddScaled(d8, old_scale, part_scale, partial + kPartialHeader + i,
+                out + i);
+    }
+  }
+  const float scale = 1.0f / weight;
+  for (int32_t i = 0; i < head_dim; ++i) out[i] = UnsignedZero(out[i] * scale);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -306,9 +408,10 @@ HWY_AFTER_NAMESPACE();
 namespace overfill {
 
 HWY_EXPORT(AttendTileImpl);
+HWY_EXPORT(MergePartialsImpl);
 
 int64_t AttentionWorkFloats(int32_t head_dim) {
-  return RoundUp(AttentionWorkSize(head_dim), 16);
+  return RoundUp(AttentionWork::Floats(head_dim), 16);
 }
 
 void AttendTile(const AttentionTile& tile) {
@@ -317,21 +420,8 @@ void AttendTile(const AttentionTile& tile) {
 
 void MergePartials(const float* partials, int64_t part_stride,
                    int32_t num_parts, int32_t head_dim, float* out) {
-  float largest = kNoScore;
-  for (int32_t part = 0; part < num_parts; ++part) {
-    largest = std::max(largest, partials[part * part_stride]);
-  }
-  float weight = 0;
-  std::fill(out, out + head_dim, 0.0f);
-  for (int32_t part = 0; part < num_parts; ++part) {
-    const float* partial = partials + part * part_stride;
-    const float decay = std::exp(partial[0] - largest);
-    weight += partial[1] * decay;
-    for (int32_t d = 0; d < head_dim; ++d) {
-      out[d] += partial[kPartialHeader + d] * decay;
-    }
-  }
-  for (int32_t d = 0; d < head_dim; ++d) out[d] /= weight;
+  HWY_DYNAMIC_DISPATCH(MergePartialsImpl)
+  (partials, part_stride, num_parts, head_dim, out);
 }
 
 }  // namespace overfill

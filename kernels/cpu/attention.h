@@ -12,6 +12,12 @@ namespace overfill {
 inline constexpr int32_t kTileQueries = 64;
 inline constexpr int32_t kTileTokens = 32;
 
+// A tile's positions are summed in parts, each part piece by piece from
+// nothing, and the parts are added up in order. A part or token that a row may
+// not see changes nothing in its sums, so a row's result depends on where the
+// parts lie and on nothing else: not on the tile's other rows, nor on whether
+// the parts were added up here or by MergePartials.
+
 // The queries are consecutive rows of one sequence, times the `group` query
 // heads that share one KV head: query r * group + g is row r, head g.
 struct AttentionTile {
@@ -29,18 +35,20 @@ struct AttentionTile {
   int64_t block_stride = 0;  // elements between blocks
   int32_t block_tokens = 0;
   const int32_t* block_table = nullptr;
-  int32_t kv_begin = 0;  // this tile's part of the positions, not empty
-  int32_t kv_end = 0;    // at most first_position + num_rows
+  int32_t kv_begin = 0;     // these of the positions, not empty
+  int32_t kv_end = 0;       // at most first_position + num_rows
+  int32_t part_tokens = 0;  // parts begin at kv_begin and every so many later
 
   float* work = nullptr;  // AttentionWorkFloats(head_dim), 64-byte aligned
 
   // The whole result where kv covers all positions: [row][group][D].
   float* out = nullptr;
   int64_t out_stride = 0;  // elements between rows
-  // Or this part's share, to be merged: [query][kPartialHeader + D] holding
-  // the largest score, the sum of exp(score - largest), and the sum of
+  // Or each part's share, to be merged: [part][query][kPartialHeader + D]
+  // holding the largest score, the sum of exp(score - largest), and the sum of
   // exp(score - largest) v.
-  float* partial = nullptr;
+  float* partials = nullptr;
+  int64_t part_stride = 0;  // floats between parts
 };
 
 inline constexpr int64_t kPartialHeader = 2;

@@ -141,14 +141,16 @@ void* CpuStream::ScratchBytes(ScratchUse use, int64_t bytes) {
   return buffer.data.get();
 }
 
-CpuDevice::CpuDevice(CpuIsa isa, int num_threads, int64_t memory_bytes)
+CpuDevice::CpuDevice(CpuIsa isa, int num_threads, int64_t memory_bytes,
+                     bool batch_invariant)
     : account_(std::make_shared<MemoryAccount>(memory_bytes)),
       team_(num_threads),
-      ops_(std::make_unique<CpuOps>(isa, account_)) {
+      ops_(std::make_unique<CpuOps>(isa, batch_invariant, account_)) {
   info_.name = "cpu";
-  info_.description = absl::StrCat(
-      CpuModelName(), ", ", num_threads,
-      num_threads == 1 ? " thread, " : " threads, ", CpuIsaName(isa));
+  info_.description =
+      absl::StrCat(CpuModelName(), ", ", num_threads,
+                   num_threads == 1 ? " thread, " : " threads, ",
+                   CpuIsaName(isa), batch_invariant ? ", batch invariant" : "");
   info_.memory_bytes = memory_bytes;
   info_.num_threads = num_threads;
 }
@@ -171,7 +173,8 @@ absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(
   }
   const int num_threads =
       options.num_threads > 0 ? options.num_threads : AvailableThreads();
-  return std::make_unique<CpuDevice>(isa, num_threads, AvailableMemoryBytes());
+  return std::make_unique<CpuDevice>(isa, num_threads, AvailableMemoryBytes(),
+                                     options.batch_invariant);
 }
 
 }  // namespace overfill

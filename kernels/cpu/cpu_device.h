@@ -101,7 +101,8 @@ class CpuStream : public Stream {
 
 class CpuDevice : public Device {
  public:
-  CpuDevice(CpuIsa isa, int num_threads, int64_t memory_bytes);
+  CpuDevice(CpuIsa isa, int num_threads, int64_t memory_bytes,
+            bool batch_invariant);
 
   const DeviceInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;

@@ -88,8 +88,11 @@ void CpuOps::Linear(Stream& stream, Matrix x, const LinearWeight& weight,
   CheckMatrix(x, x.rows, weight.in_features());
   CheckMatrix(out, x.rows, weight.out_features());
   if (!cpu.ok() || x.rows == 0) return;
-  MultiplyLinear(cpu, isa_, x, static_cast<const CpuLinearWeight&>(weight), out,
-                 accumulate);
+  const auto& packed = static_cast<const CpuLinearWeight&>(weight);
+  const bool split = packed.dtype() == DType::kBF16 &&
+                     isa_ == CpuIsa::kAvx512Bf16 && !batch_invariant_;
+  MultiplyLinear(cpu, split ? ProductPath::kBF16 : ProductPath::kF32, x, packed,
+                 out, accumulate);
 }
 
 void CpuOps::RopeAngles(Stream& stream, const BatchView& batch,

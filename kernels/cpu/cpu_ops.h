@@ -14,8 +14,12 @@ namespace overfill {
 
 class CpuOps : public Ops {
  public:
-  CpuOps(CpuIsa isa, std::shared_ptr<MemoryAccount> account)
-      : isa_(isa), account_(std::move(account)) {}
+  // `batch_invariant` as in DeviceOptions.
+  CpuOps(CpuIsa isa, bool batch_invariant,
+         std::shared_ptr<MemoryAccount> account)
+      : isa_(isa),
+        batch_invariant_(batch_invariant),
+        account_(std::move(account)) {}
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> MakeLinear(
       std::span<const HostTensor> weights, std::span<const HostTensor> biases,
@@ -58,6 +62,7 @@ class CpuOps : public Ops {
 
  private:
   const CpuIsa isa_;
+  const bool batch_invariant_;
   const std::shared_ptr<MemoryAccount> account_;
 };
 

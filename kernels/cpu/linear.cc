@@ -191,7 +191,7 @@ void CpuLinearWeight::CopyRow(int64_t row, float* out) const {
   }
 }
 
-void MultiplyLinear(CpuStream& stream, CpuIsa isa, Matrix x,
+void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
                     const CpuLinearWeight& weight, Matrix out,
                     bool accumulate) {
   const int64_t depth = weight.in_features();
@@ -202,7 +202,7 @@ void MultiplyLinear(CpuStream& stream, CpuIsa isa, Matrix x,
   all.depth = depth;
   all.out_stride = out.stride;
   all.accumulate = accumulate;
-  const bool dot = weight.dtype() == DType::kBF16 && isa == CpuIsa::kAvx512Bf16;
+  const bool dot = path == ProductPath::kBF16;
   if (dot) {
     const int64_t stride = RoundUp(depth, kPanelDepth);
     const bool exact = x.rows <= kMaxExactRows;

@@ -7,7 +7,6 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cpu/cpu_device.h"
-#include "kernels/cpu/cpu_info.h"
 #include "kernels/cpu/matvec.h"
 #include "kernels/ops.h"
 
@@ -50,8 +49,16 @@ class CpuLinearWeight : public LinearWeight {
   const std::unique_ptr<Buffer> bias_;
 };
 
+enum class ProductPath {
+  // Weights are widened to f32. A row's result does not depend on the others.
+  kF32,
+  // The input becomes bf16: in two halves for few rows, rounded for many. Needs
+  // AVX-512 BF16 and bf16 weights.
+  kBF16,
+};
+
 // out (+)= x W^T + b, all rows f32. Shapes are checked by the caller.
-void MultiplyLinear(CpuStream& stream, CpuIsa isa, Matrix x,
+void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
                     const CpuLinearWeight& weight, Matrix out, bool accumulate);
 
 // Element `index` of a host tensor of any type and alignment, as f32.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "base/checked_math.h"
@@ -14,92 +15,135 @@
 namespace overfill {
 namespace {
 
-// One KV head's part of a tile of rows, or of a part of its positions.
+// One KV head's share of a tile of rows, or of a range of its positions.
 struct TileTask {
   int32_t sequence;
   int32_t first_row;  // row of the step
   int32_t num_rows;
   int32_t kv_begin;
   int32_t kv_end;
-  int32_t part;       // 0.. within its row tile
-  int32_t num_parts;  // 1: writes the output itself
+  int32_t part;          // its first one's number, 0.. within its row tile
+  int32_t num_partials;  // of the row tile; 0: writes the output itself
   // First partial of its row tile, in parts of one KV head's queries.
   int64_t first_partial;
 };
 
-// How PagedAttention is cut: tasks of row tiles and KV parts, each for every
-// KV head.
+// How PagedAttention is cut: tasks of row tiles and ranges of KV, each for
+// every KV head.
 struct TilePlan {
   TileTask* tasks = nullptr;
   int64_t num_tasks = 0;
   int64_t num_partials = 0;
+  int64_t partial_stride = 0;  // floats of one
+  int32_t part_tokens = 0;     // AttentionTile's
 };
 
-// A part of positions is worth its own task from this length on.
-constexpr int32_t kMinPartTokens = 256;
+// A range of positions is worth its own task from this length on.
+constexpr int32_t kMinTaskTokens = 256;
 constexpr int64_t kTasksPerThread = 4;
+// Where results must not depend on how a step is cut, parts lie at multiples of
+// this position. Elsewhere a task is one part.
+constexpr int32_t kFixedPartTokens = 256;
+static_assert(kFixedPartTokens % kTileTokens == 0);
+constexpr int32_t kWholeTask = std::numeric_limits<int32_t>::max();
+// A step that would need more memory for its partials is not cut.
+constexpr int64_t kMaxPartialFloats = 16 << 20;
 
 int32_t RowsPerTile(const AttentionShape& shape) {
   const int32_t group = shape.num_heads / shape.num_kv_heads;
   return std::max(1, kTileQueries / group);
 }
 
-// Parts that each row tile is cut into so that all threads have work.
-int32_t PartsPerTile(int64_t num_tiles, int32_t num_kv_heads, int threads,
-                     int32_t kv_tokens) {
-  if (threads == 1) return 1;
-  const int64_t wanted =
-      CeilDiv(kTasksPerThread * threads, num_tiles * num_kv_heads);
-  const int64_t possible = std::max(1, kv_tokens / kMinPartTokens);
-  return static_cast<int32_t>(std::min(wanted, possible));
-}
-
-TilePlan PlanTiles(CpuStream& stream, const AttentionShape& shape,
-                   const BatchView& batch) {
-  const int32_t rows_per_tile = RowsPerTile(shape);
-  int64_t num_tiles = 0;
-  for (int32_t s = 0; s < batch.num_sequences; ++s) {
-    num_tiles +=
-        CeilDiv(batch.row_begin[s + 1] - batch.row_begin[s], rows_per_tile);
-  }
-  TilePlan plan;
-  if (num_tiles == 0) return plan;
-  const int32_t most_parts = PartsPerTile(
-      num_tiles, shape.num_kv_heads, stream.num_threads(), batch.max_kv_tokens);
-  plan.tasks = stream.Scratch<TileTask>(ScratchUse::kAttentionTiles,
-                                        num_tiles * most_parts);
-  for (int32_t s = 0; s < batch.num_sequences; ++s) {
-    const int32_t end = batch.row_begin[s + 1];
-    // Last rows first: they have the most positions, and short tasks at the
-    // end even out the threads.
-    int32_t row = batch.row_begin[s] + (end - batch.row_begin[s] - 1) /
-                                           rows_per_tile * rows_per_tile;
-    for (; row >= batch.row_begin[s] && end > batch.row_begin[s];
-         row -= rows_per_tile) {
-      const int32_t num_rows = std::min(rows_per_tile, end - row);
-      const int32_t kv_tokens = batch.positions[row + num_rows - 1] + 1;
-      const int32_t parts = PartsPerTile(num_tiles, shape.num_kv_heads,
-                                         stream.num_threads(), kv_tokens);
-      const int32_t part_tokens =
-          static_cast<int32_t>(RoundUp(CeilDiv(kv_tokens, parts), kTileTokens));
-      const int32_t num_parts =
-          static_cast<int32_t>(CeilDiv(kv_tokens, part_tokens));
-      for (int32_t part = 0; part < num_parts; ++part) {
-        plan.tasks[plan.num_tasks++] = {
-            s,
-            row,
-            num_rows,
-            part * part_tokens,
-            std::min((part + 1) * part_tokens, kv_tokens),
-            part,
-            num_parts,
-            plan.num_partials};
-      }
-      if (num_parts > 1) plan.num_partials += num_parts;
+class TilePlanner {
+ public:
+  TilePlanner(CpuStream& stream, const AttentionShape& shape,
+              const BatchView& batch, bool fixed_parts)
+      : stream_(stream),
+        batch_(batch),
+        num_kv_heads_(shape.num_kv_heads),
+        rows_per_tile_(RowsPerTile(shape)),
+        fixed_parts_(fixed_parts) {
+    int32_t tile_rows = 0;
+    for (int32_t s = 0; s < batch.num_sequences; ++s) {
+      const int32_t num_rows = batch.row_begin[s + 1] - batch.row_begin[s];
+      num_tiles_ += CeilDiv(num_rows, rows_per_tile_);
+      tile_rows = std::max(tile_rows, std::min(num_rows, rows_per_tile_));
     }
+    const int64_t tile_queries =
+        int64_t{tile_rows} * (shape.num_heads / shape.num_kv_heads);
+    plan_.partial_stride = tile_queries * (kPartialHeader + shape.head_dim);
+    plan_.part_tokens = fixed_parts ? kFixedPartTokens : kWholeTask;
   }
-  return plan;
-}
+
+  TilePlan Plan() {
+    if (num_tiles_ == 0) return plan_;
+    plan_.tasks = stream_.Scratch<TileTask>(
+        ScratchUse::kAttentionTiles,
+        num_tiles_ * TasksPerTile(batch_.max_kv_tokens));
+    for (int32_t s = 0; s < batch_.num_sequences; ++s) {
+      const int32_t begin = batch_.row_begin[s];
+      const int32_t end = batch_.row_begin[s + 1];
+      if (begin == end) continue;
+      // Last rows first: they have the most positions, and short tasks at the
+      // end even out the threads.
+      int32_t row = begin + (end - begin - 1) / rows_per_tile_ * rows_per_tile_;
+      for (; row >= begin; row -= rows_per_tile_) {
+        AddTile(s, row, std::min(rows_per_tile_, end - row));
+      }
+    }
+    return plan_;
+  }
+
+ private:
+  // Tasks that a row tile is cut into so that all threads have work.
+  int32_t TasksPerTile(int32_t kv_tokens) const {
+    const int threads = stream_.num_threads();
+    if (threads == 1) return 1;
+    const int64_t wanted =
+        CeilDiv(kTasksPerThread * threads, num_tiles_ * num_kv_heads_);
+    const int64_t possible = std::max(1, kv_tokens / kMinTaskTokens);
+    const int64_t most_partials =
+        fixed_parts_ ? CeilDiv(batch_.max_kv_tokens, kFixedPartTokens) : wanted;
+    if (most_partials * num_tiles_ * num_kv_heads_ >
+        kMaxPartialFloats / plan_.partial_stride) {
+      return 1;
+    }
+    return static_cast<int32_t>(std::min(wanted, possible));
+  }
+
+  void AddTile(int32_t sequence, int32_t row, int32_t num_rows) {
+    const int32_t kv_tokens = batch_.positions[row + num_rows - 1] + 1;
+    const int64_t task_tokens =
+        RoundUp(CeilDiv(kv_tokens, TasksPerTile(kv_tokens)),
+                fixed_parts_ ? kFixedPartTokens : kTileTokens);
+    const int64_t part_tokens = fixed_parts_ ? kFixedPartTokens : task_tokens;
+    const int32_t num_partials =
+        task_tokens >= kv_tokens
+            ? 0
+            : static_cast<int32_t>(CeilDiv(kv_tokens, part_tokens));
+    for (int64_t begin = 0; begin < kv_tokens; begin += task_tokens) {
+      plan_.tasks[plan_.num_tasks++] = {
+          sequence,
+          row,
+          num_rows,
+          static_cast<int32_t>(begin),
+          static_cast<int32_t>(
+              std::min<int64_t>(begin + task_tokens, kv_tokens)),
+          static_cast<int32_t>(begin / part_tokens),
+          num_partials,
+          plan_.num_partials};
+    }
+    plan_.num_partials += num_partials;
+  }
+
+  CpuStream& stream_;
+  const BatchView& batch_;
+  const int32_t num_kv_heads_;
+  const int32_t rows_per_tile_;
+  const bool fixed_parts_;
+  int64_t num_tiles_ = 0;
+  TilePlan plan_;
+};
 
 }  // namespace
 
@@ -221,21 +265,20 @@ void CpuOps::PagedAttention(Stream& stream, const AttentionShape& shape,
       !status.ok()) {
     return cpu.Fail(std::move(status));
   }
-  const TilePlan plan = PlanTiles(cpu, shape, batch);
+  const TilePlan plan =
+      TilePlanner(cpu, shape, batch, /*fixed_parts=*/batch_invariant_).Plan();
   const int64_t work_floats = AttentionWorkFloats(shape.head_dim);
   float* work = cpu.Scratch<float>(ScratchUse::kAttentionWork,
                                    work_floats * cpu.num_threads());
   const int64_t partial_floats = kPartialHeader + head_dim;
-  // One KV head's queries of one part of a tile.
-  const int64_t part_stride =
-      int64_t{RowsPerTile(shape)} * group * partial_floats;
-  float* partials =
-      cpu.Scratch<float>(ScratchUse::kAttentionPartials,
-                         plan.num_partials * shape.num_kv_heads * part_stride);
-  const auto partial_of = [&](const TileTask& task, int32_t kv_head) {
+  float* partials = cpu.Scratch<float>(
+      ScratchUse::kAttentionPartials,
+      plan.num_partials * shape.num_kv_heads * plan.partial_stride);
+  // The row tile's first one.
+  const auto partials_of = [&](const TileTask& task, int32_t kv_head) {
     return partials + (task.first_partial * shape.num_kv_heads +
-                       int64_t{kv_head} * task.num_parts) *
-                          part_stride;
+                       int64_t{kv_head} * task.num_partials) *
+                          plan.partial_stride;
   };
 
   const auto attend = [&](const TileTask& task, int32_t kv_head, int thread) {
@@ -259,11 +302,14 @@ void CpuOps::PagedAttention(Stream& stream, const AttentionShape& shape,
         batch.block_tables + int64_t{task.sequence} * batch.max_blocks;
     tile.kv_begin = task.kv_begin;
     tile.kv_end = task.kv_end;
+    tile.part_tokens = plan.part_tokens;
     tile.work = work + thread * work_floats;
     tile.out = out.f32() + task.first_row * out.stride + first_head * head_dim;
     tile.out_stride = out.stride;
-    if (task.num_parts > 1) {
-      tile.partial = partial_of(task, kv_head) + task.part * part_stride;
+    if (task.num_partials > 0) {
+      tile.partials =
+          partials_of(task, kv_head) + task.part * plan.partial_stride;
+      tile.part_stride = plan.partial_stride;
     }
     AttendTile(tile);
   };
@@ -278,19 +324,19 @@ void CpuOps::PagedAttention(Stream& stream, const AttentionShape& shape,
   if (plan.num_partials == 0) return;
 
   const auto merge = [&](const TileTask& task, int32_t kv_head) {
-    const float* first = partial_of(task, kv_head);
+    const float* first = partials_of(task, kv_head);
     for (int32_t query = 0; query < task.num_rows * group; ++query) {
       float* to = out.f32() + (task.first_row + query / group) * out.stride +
                   (int64_t{kv_head} * group + query % group) * head_dim;
-      MergePartials(first + query * partial_floats, part_stride, task.num_parts,
-                    shape.head_dim, to);
+      MergePartials(first + query * partial_floats, plan.partial_stride,
+                    task.num_partials, shape.head_dim, to);
     }
   };
   cpu.ParallelFor(plan.num_tasks * shape.num_kv_heads, 16,
                   [&](int64_t begin, int64_t end, int /*thread*/) {
                     for (int64_t i = begin; i < end; ++i) {
                       const TileTask& task = plan.tasks[i / shape.num_kv_heads];
-                      if (task.num_parts == 1 || task.part != 0) continue;
+                      if (task.num_partials == 0 || task.part != 0) continue;
                       merge(task, static_cast<int32_t>(i % shape.num_kv_heads));
                     }
                   });

@@ -100,7 +100,8 @@ struct DeviceMatrix {
   }
 };
 
-// One backend by its device spec. Where there is none of it, the tests skip.
+// One backend by its device spec, with or without batch invariance. Where there
+// is none of it, the tests skip.
 class BackendTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -170,16 +171,19 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
   std::mt19937_64 random_;
 
  private:
-  static absl::StatusOr<Device*> SharedDevice(const std::string& spec) {
+  static absl::StatusOr<Device*> SharedDevice(const std::string& backend) {
     static auto* devices =
         new std::vector<std::pair<std::string, std::unique_ptr<Device>>>;
     for (const auto& [name, device] : *devices) {
-      if (name == spec) return device.get();
+      if (name == backend) return device.get();
     }
-    auto made = MakeDevice(spec, TestDeviceOptions());
+    DeviceOptions options = TestDeviceOptions();
+    const std::string spec = backend.substr(0, backend.find('_'));
+    options.batch_invariant = spec != backend;
+    auto made = MakeDevice(spec, options);
     if (!made.ok()) return made.status();
     std::cout << "device " << (*made)->info().description << std::endl;
-    devices->emplace_back(spec, *std::move(made));
+    devices->emplace_back(backend, *std::move(made));
     return devices->back().second.get();
   }
 };
@@ -201,11 +205,12 @@ inline reference::Matrix ToReference(int64_t rows, int64_t cols,
   return out;
 }
 
-#define OVERFILL_INSTANTIATE_BACKENDS(suite)                  \
-  INSTANTIATE_TEST_SUITE_P(                                   \
-      Backends, suite, ::testing::Values("cpu", "cuda"),      \
-      [](const ::testing::TestParamInfo<std::string>& info) { \
-        return info.param;                                    \
+#define OVERFILL_INSTANTIATE_BACKENDS(suite)                   \
+  INSTANTIATE_TEST_SUITE_P(                                    \
+      Backends, suite,                                         \
+      ::testing::Values("cpu", "cpu_batch_invariant", "cuda"), \
+      [](const ::testing::TestParamInfo<std::string>& info) {  \
+        return info.param;                                     \
       })
 
 }  // namespace overfill
