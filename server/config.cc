@@ -18,7 +18,6 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 constexpr std::pair<const char*, const char*> kNotYet[] = {
     {"prefill_device", "not supported yet; --device holds both models"},
     {"decode_device", "not supported yet; --device holds both models"},
-    {"batch_invariant", "not supported yet"},
     {"tls_cert", "not supported yet"},
     {"tls_key", "not supported yet"},
     {"tls_client_ca", "not supported yet"},
@@ -85,6 +84,9 @@ void AddDeviceFlags(FlagSet& flags, ServerConfig& config) {
               config.cpu_isa = std::string(text);
               return absl::OkStatus();
             });
+  flags.AddBool("batch_invariant",
+                "logits that do not depend on other requests, to the last bit",
+                &config.batch_invariant);
 }
 
 FlagSet::Setter HostPortSetter(HostPort* target, bool* enabled) {

@@ -29,6 +29,7 @@ struct ServerConfig {
   std::string device = "cpu";
   int32_t threads = 0;  // 0: as many as the machine lends
   std::string cpu_isa = "auto";
+  bool batch_invariant = false;
   DType weights = DType::kBF16;
   LoadFormat load_format = LoadFormat::kSafetensors;
 

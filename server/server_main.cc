@@ -58,9 +58,11 @@ struct Serving {
 };
 
 absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
-  ASSIGN_OR_RETURN(serving.device,
-                   MakeDevice(config.device, {.num_threads = config.threads,
-                                              .cpu_isa = config.cpu_isa}));
+  ASSIGN_OR_RETURN(
+      serving.device,
+      MakeDevice(config.device, {.num_threads = config.threads,
+                                 .cpu_isa = config.cpu_isa,
+                                 .batch_invariant = config.batch_invariant}));
   ASSIGN_OR_RETURN(
       serving.pair,
       Pair::Load(*serving.device, {.prefill_model_dir = config.prefill_model,

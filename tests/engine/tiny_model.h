@@ -1,4 +1,4 @@
-// A model of a few thousand random weights, made in memory.
+// A model of a few random weights, made in memory.
 #ifndef OVERFILL_TESTS_ENGINE_TINY_MODEL_H_
 #define OVERFILL_TESTS_ENGINE_TINY_MODEL_H_
 
@@ -16,34 +16,52 @@
 
 namespace overfill {
 
+struct TinyModelShape {
+  int32_t hidden_size = 27;
+  int32_t intermediate_size = 41;
+  int32_t num_heads = 4;
+  int32_t num_kv_heads = 2;
+  int32_t head_dim = 16;
+  int32_t max_positions = 256;
+  DType dtype = DType::kF32;
+  bool qk_norm = false;
+};
+
 class TinyModel {
  public:
   static constexpr int32_t kVocab = 50;
   // Its embedding row is NaN.
   static constexpr int32_t kPoisonedToken = 49;
 
-  TinyModel(Device& device, int32_t num_layers, uint32_t seed)
+  TinyModel(Device& device, int32_t num_layers, uint32_t seed,
+            const TinyModelShape& shape = {})
       : ops_(device.ops()), random_(seed) {
     ModelConfig& config = weights_.config;
     config.num_layers = num_layers;
-    config.hidden_size = 27;
-    config.intermediate_size = 41;
-    config.num_heads = 4;
-    config.num_kv_heads = 2;
-    config.head_dim = 16;
+    config.hidden_size = shape.hidden_size;
+    config.intermediate_size = shape.intermediate_size;
+    config.num_heads = shape.num_heads;
+    config.num_kv_heads = shape.num_kv_heads;
+    config.head_dim = shape.head_dim;
     config.vocab_size = kVocab;
-    config.max_positions = 256;
+    config.max_positions = shape.max_positions;
     config.norm_eps = 1e-5f;
     config.rope.theta = 10000;
-    config.dtype = DType::kF32;
-    weights_.dtype = DType::kF32;
+    config.dtype = shape.dtype;
+    weights_.dtype = shape.dtype;
     const int64_t hidden = config.hidden_size;
     const int64_t inner = config.intermediate_size;
+    const int64_t q_size = int64_t{config.num_heads} * config.head_dim;
+    const int64_t kv_size = int64_t{config.num_kv_heads} * config.head_dim;
     for (int32_t l = 0; l < num_layers; ++l) {
       LayerWeights layer;
       layer.attention = {.norm_gain = Ones(hidden),
-                         .qkv = Linear(8 * 16, hidden),
-                         .output = Linear(hidden, 4 * 16)};
+                         .qkv = Linear(q_size + 2 * kv_size, hidden),
+                         .output = Linear(hidden, q_size)};
+      if (shape.qk_norm) {
+        layer.attention.q_norm_gain = Ones(config.head_dim);
+        layer.attention.k_norm_gain = Ones(config.head_dim);
+      }
       layer.mlp = {.norm_gain = Ones(hidden),
                    .gate_up = Linear(2 * inner, hidden),
                    .down = Linear(hidden, inner)};
@@ -65,7 +83,7 @@ class TinyModel {
       std::fill_n(values.begin() + nan_row * in, in, std::nanf(""));
     }
     const HostTensor tensor = Tensor(values, {out, in});
-    auto linear = ops_.MakeLinear({&tensor, 1}, {}, DType::kF32);
+    auto linear = ops_.MakeLinear({&tensor, 1}, {}, weights_.dtype);
     OVERFILL_CHECK_OK(linear.status());
     linears_.push_back(*std::move(linear));
     return linears_.back().get();

@@ -60,6 +60,7 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config->prefill_model, "a");
   EXPECT_EQ(config->decode_model, "b");
   EXPECT_EQ(config->device, "cpu");
+  EXPECT_FALSE(config->batch_invariant);
   EXPECT_EQ(config->listen.ToString(), "127.0.0.1:50051");
   EXPECT_EQ(config->metrics_listen.ToString(), "127.0.0.1:9464");
   EXPECT_EQ(config->max_request_bytes, 4 << 20);
@@ -99,6 +100,7 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
                                        "--max_queued_tokens=15",
                                        "--max_request_bytes=2048",
                                        "--drain_timeout=1m30s",
+<<<<<<< HEAD
                                        "--swap_bytes=16",
                                        "--max_queued_bytes=17",
                                        "--max_tenant_queued_requests=18",
@@ -112,11 +114,15 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
                                        "--max_open_streams=25",
                                        "--tokenizer_threads=26",
                                        "--stuck_step_timeout=27s"});
+=======
+                                       "--batch_invariant"});
+>>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->kv_map, "m");
   EXPECT_EQ(config->device, "cuda:1");
   EXPECT_EQ(config->threads, 3);
   EXPECT_EQ(config->cpu_isa, "avx2");
+  EXPECT_TRUE(config->batch_invariant);
   EXPECT_EQ(config->weights, DType::kF32);
   EXPECT_EQ(config->load_format, LoadFormat::kDummy);
   EXPECT_EQ(config->listen.ToString(), "[::1]:7");
@@ -238,8 +244,13 @@ TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
 
 TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
   for (const char* flag :
+<<<<<<< HEAD
        {"--batch_invariant", "--prefill_device=cpu", "--decode_device=cpu",
         "--tls_cert=x", "--weights=int8"}) {
+=======
+       {"--itl_target=20ms", "--swap_bytes=1", "--prefill_device=cpu",
+        "--decode_device=cpu", "--tls_cert=x", "--weights=int8"}) {
+>>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
     EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
   }
 }
@@ -295,8 +306,13 @@ TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
                            "flagfile"}) {
     EXPECT_THAT(help, HasSubstr(std::string("  --") + flag + "="));
   }
+<<<<<<< HEAD
   EXPECT_THAT(help, HasSubstr("  --prefix_cache\n"));
   EXPECT_THAT(help, Not(HasSubstr("tls_cert")));
+=======
+  EXPECT_THAT(help, HasSubstr("  --batch_invariant\n"));
+  EXPECT_THAT(help, Not(HasSubstr("itl_target")));
+>>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
 }
 
 }  // namespace
