@@ -69,7 +69,7 @@ MetricFamily UseRatioGauges(const std::vector<BlockCounts>& stores) {
   return family;
 }
 
-MetricFamily TransferGauges(const TransferCounts& counts) {
+MetricFamily TransferGauges(const TransferStats& counts) {
   MetricFamily family = GaugeFamily(
       "overfill_kv_transfers",
       "KV under way between stores; fencing: past its lease, until no byte of "
@@ -79,7 +79,7 @@ MetricFamily TransferGauges(const TransferCounts& counts) {
   return family;
 }
 
-MetricFamily DiscardedCommits(const TransferCounts& counts) {
+MetricFamily DiscardedCommits(const TransferStats& counts) {
   MetricFamily family;
   family.name = "overfill_discarded_commits_total";
   family.help = "Ends of transfers that came twice, or too late to count.";

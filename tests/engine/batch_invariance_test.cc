@@ -3,6 +3,7 @@
 // prefixes against one row at a time on one thread. Without it they are not,
 // which shows that the comparison can tell.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -88,7 +89,7 @@ class World {
     logits_.assign(sequences.size(), {});
     const auto result = runner_->Run({.sequences = sequences});
     OVERFILL_CHECK_OK(result.status());
-    for (const auto& token : result->tokens) OVERFILL_CHECK_OK(token->status);
+    for (const auto& token : result->tokens) OVERFILL_CHECK_OK(token.status);
     return logits_;
   }
 
@@ -128,7 +129,7 @@ class BatchInvarianceTest : public testing::TestWithParam<InvarianceCase> {
             std::span<const int32_t>(streams_[stream]).subspan(start, num_rows),
         .start_position = start,
         .block_table = table,
-        .sampling = &greedy_};
+        .draws = draws_};
   }
 
   // The logits at every position of every stream: alone, a row at a time.
@@ -171,6 +172,7 @@ class BatchInvarianceTest : public testing::TestWithParam<InvarianceCase> {
   std::mt19937_64 random_;
   SamplingParams greedy_params_;
   const SamplingState greedy_{&greedy_params_, {}, 0};
+  const std::array<const SamplingState*, 1> draws_ = {&greedy_};
   std::vector<int32_t> streams_[kNumStreams];
   std::vector<Logits> reference_[kNumStreams];  // [position]
 

@@ -100,7 +100,6 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
                                        "--max_queued_tokens=15",
                                        "--max_request_bytes=2048",
                                        "--drain_timeout=1m30s",
-<<<<<<< HEAD
                                        "--swap_bytes=16",
                                        "--max_queued_bytes=17",
                                        "--max_tenant_queued_requests=18",
@@ -113,10 +112,8 @@ TEST(ConfigTest, EveryFlagReachesItsField) {
                                        "--prefix_cache=false",
                                        "--max_open_streams=25",
                                        "--tokenizer_threads=26",
-                                       "--stuck_step_timeout=27s"});
-=======
+                                       "--stuck_step_timeout=27s",
                                        "--batch_invariant"});
->>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->kv_map, "m");
   EXPECT_EQ(config->device, "cuda:1");
@@ -243,14 +240,8 @@ TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
 }
 
 TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
-  for (const char* flag :
-<<<<<<< HEAD
-       {"--batch_invariant", "--prefill_device=cpu", "--decode_device=cpu",
-        "--tls_cert=x", "--weights=int8"}) {
-=======
-       {"--itl_target=20ms", "--swap_bytes=1", "--prefill_device=cpu",
-        "--decode_device=cpu", "--tls_cert=x", "--weights=int8"}) {
->>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
+  for (const char* flag : {"--prefill_device=cpu", "--decode_device=cpu",
+                           "--tls_cert=x", "--weights=int8"}) {
     EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
   }
 }
@@ -306,13 +297,9 @@ TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
                            "flagfile"}) {
     EXPECT_THAT(help, HasSubstr(std::string("  --") + flag + "="));
   }
-<<<<<<< HEAD
   EXPECT_THAT(help, HasSubstr("  --prefix_cache\n"));
   EXPECT_THAT(help, Not(HasSubstr("tls_cert")));
-=======
   EXPECT_THAT(help, HasSubstr("  --batch_invariant\n"));
-  EXPECT_THAT(help, Not(HasSubstr("itl_target")));
->>>>>>> 12e1f46 (Take --batch_invariant, and compare logits' bits over random batches)
 }
 
 }  // namespace
