@@ -32,13 +32,18 @@
 
 namespace overfill {
 
+inline PoolId OtherPool(PoolId pool) {
+  return pool == PoolId::kPrefill ? PoolId::kDecode : PoolId::kPrefill;
+}
+
 // Threads: one per pool, one for deadlines and leases, the transport's. The
 // lock is never held while a model runs, while KV is copied, or while an event
 // goes into a queue.
 //
 // Code by file: scheduler_impl.cc the beginning and the end of a request,
-// scheduler_steps.cc its way through the pools, scheduler_transfers.cc its KV's
-// way between the stores, scheduler_stats.cc what can be seen from outside.
+// scheduler_plan.cc what a step is made of, scheduler_steps.cc what it has
+// done, scheduler_transfers.cc the KV's way between the stores,
+// scheduler_stats.cc what can be seen from outside.
 class SchedulerImpl final : public Scheduler, private PoolHost {
  public:
   // Everything has been checked and filled in by Scheduler::Create.

@@ -1,0 +1,345 @@
+// What a pool does next.
+#include <algorithm>
+#include <chrono>
+#include <span>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "scheduler/scheduler_impl.h"
+#include "scheduler/turn_order.h"
+
+namespace overfill {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Of the queue, so many are looked at in one step: more do not start in it.
+constexpr size_t kMaxCandidates = 32;
+
+// Whose blocks last: the higher priority, then the elder.
+bool OutlastsBlocks(const SequencePtr& a, const SequencePtr& b) {
+  if (a->request().priority != b->request().priority) {
+    return a->request().priority > b->request().priority;
+  }
+  return a->uid < b->uid;
+}
+
+}  // namespace
+
+std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
+  std::unique_ptr<Step> step;
+  mu_.Lock();
+  while (!is_stopping_) {
+    Expire(Clock::now());
+    step = BuildStep(pool);
+    if (!ready_.empty()) {
+      mu_.Unlock();
+      DeliverReady();
+      if (step) return step;
+      mu_.Lock();
+      continue;
+    }
+    if (step) break;
+    changed_.Wait(&mu_);
+  }
+  mu_.Unlock();
+  return step;
+}
+
+std::unique_ptr<Step> SchedulerImpl::BuildStep(PoolId pool) {
+  const std::vector<SequencePtr> answers = Runnable(pool);
+  std::vector<SequencePtr> candidates;
+  const StepPlan plan = PlanStep(
+      MakeInput(pool, static_cast<int32_t>(answers.size()), candidates));
+  for (size_t i : plan.returns) Return(candidates[i]);
+  if (plan.empty()) return nullptr;
+  auto step = std::make_unique<Step>();
+  step->pool = pool;
+  for (const SequencePtr& sequence : answers) {
+    AddRows(sequence, /*prompt_rows=*/0, *step);
+  }
+  for (const PrefillShare& share : plan.prefill) {
+    const SequencePtr& sequence = candidates[share.candidate];
+    if (sequence->state == SequenceState::kQueued) Start(Find(*sequence));
+    AddRows(sequence, share.rows, *step);
+  }
+  Launch(*step);
+  return step;
+}
+
+void SchedulerImpl::Launch(Step& step) {
+  RunningStep running{.started = Clock::now(),
+                      .num_prompt_rows = step.num_prompt_rows,
+                      .num_decode_rows = step.num_decode_rows,
+                      .uids = {}};
+  std::vector<int32_t> blocks;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    blocks.insert(blocks.end(), step.tables[i].begin(), step.tables[i].end());
+    step.sequences[i]->is_in_step = true;
+    running.uids.push_back(step.sequences[i]->live->uid);
+  }
+  step.pin = ledger_.Pin(StoreOf(step.pool), blocks,
+                         absl::StrCat("a ", PoolName(step.pool), " step"));
+  At(step.pool).running_step = std::move(running);
+  int32_t& beside = At(OtherPool(step.pool)).prompt_rows_since;
+  beside = std::max(beside, step.num_prompt_rows);
+}
+
+std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
+  std::vector<SequencePtr> answers = At(pool).decoding;
+  std::sort(answers.begin(), answers.end(), OutlastsBlocks);
+  std::vector<SequencePtr> runnable;
+  for (const SequencePtr& sequence : answers) {
+    // One further up may have taken this one's place.
+    if (sequence->state != SequenceState::kDecoding) continue;
+    if (ledger_.Grow(*sequence, pool, sequence->num_computed + 1)) {
+      runnable.push_back(sequence);
+    } else {
+      MakeRoom(sequence);
+    }
+  }
+  return runnable;
+}
+
+// A sequence that finds no block waits for those that are coming free, else it
+// takes the place of the one that would outlast the least, which may be itself.
+// Prompts are not preempted: they hold all that they need to become answers.
+void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
+  const int store = StoreOf(sequence->answer_pool());
+  OVERFILL_CHECK(stores_.CanSwap(store)) << "growth without a credit";
+  if (ledger_.Quarantined(store) > 0) return;
+  SequencePtr victim = sequence;
+  bool is_alone = true;
+  for (const PoolState& pool : pools_) {
+    for (const SequencePtr& other : pool.decoding) {
+      if (other == sequence || StoreOf(other->answer_pool()) != store) continue;
+      if (other->is_to_leave) return;
+      is_alone = false;
+      if (OutlastsBlocks(victim, other)) victim = other;
+    }
+  }
+  for (const auto& [id, pins] : pins_) {
+    const Sequence& moving = *pins.sequence;
+    if (moving.state == SequenceState::kLeaving &&
+        StoreOf(moving.answer_pool()) == store) {
+      return;
+    }
+  }
+  if (is_alone) return;
+  if (victim->is_in_step) {
+    victim->is_to_leave = true;
+  } else {
+    Preempt(victim);
+  }
+}
+
+PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
+                                   std::vector<SequencePtr>& candidates) {
+  PlanInput input;
+  input.num_decode_rows = num_decode_rows;
+  input.budget = BudgetNow(pool);
+  input.available = AvailableNow();
+  const auto add = [&](const SequencePtr& sequence,
+                       const PrefillCandidate& candidate) {
+    input.prefill.push_back(candidate);
+    candidates.push_back(sequence);
+  };
+  for (const SequencePtr& sequence : At(pool).prefilling) {
+    add(sequence,
+        {.priority = sequence->request().priority,
+         .order = sequence->uid,
+         .remaining_rows = sequence->prompt_tokens() - sequence->num_computed,
+         .is_started = true,
+         .needs = {}});
+  }
+  for (const auto& [uid, sequence] : swapped_) {
+    add(sequence, {.priority = sequence->request().priority,
+                   .order = uid,
+                   .needs = NeedsToReturn(*sequence),
+                   .is_return = true,
+                   .is_here = sequence->answer_pool() == pool});
+  }
+  // Behind all that have begun.
+  uint64_t order = next_uid_;
+  const SteadyTime now = Clock::now();
+  for (const LivePtr& live : NextQueued(now)) {
+    const SequencePtr sequence = PtrOf(live, 0);
+    const KvLedger::Prefix prefix = PrefixOf(*live);
+    add(sequence,
+        {.priority =
+             EffectivePriority(live->request.priority, live->request.arrival,
+                               now, options_.priority_ageing),
+         .order = order++,
+         .remaining_rows =
+             sequence->prompt_tokens() -
+             static_cast<int32_t>(prefix.blocks.size()) * stores_.block_tokens,
+         .needs = NeedsToStart(*live, prefix),
+         .is_here = sequence->prompt_pool() == pool});
+  }
+  return input;
+}
+
+StepBudget SchedulerImpl::BudgetNow(PoolId pool) const {
+  StepBudget budget = At(pool).budget;
+  budget.max_prefill_rows = governor_.MaxPromptRows(
+      pool, {static_cast<int32_t>(pools_[0].decoding.size()),
+             static_cast<int32_t>(pools_[1].decoding.size())});
+  return budget;
+}
+
+Resources SchedulerImpl::AvailableNow() const {
+  Resources available;
+  for (int i = 0; i < 2; ++i) {
+    available.slots[i] = pools_[i].free_slots;
+    available.blocks[i] = ledger_.Available(i);
+    if (!stores_.CanSwap(i)) continue;
+    // A block for each running answer stays: else every start would preempt.
+    int32_t num_growing = 0;
+    for (int pool = 0; pool < 2; ++pool) {
+      if (StoreOf(static_cast<PoolId>(pool)) == i) {
+        num_growing += static_cast<int32_t>(pools_[pool].decoding.size());
+      }
+    }
+    available.blocks[i] = std::max(0, available.blocks[i] - num_growing);
+  }
+  return available;
+}
+
+std::vector<LivePtr> SchedulerImpl::NextQueued(SteadyTime now) const {
+  std::vector<const LivePtr*> requests;
+  std::vector<Waiting> waiting;
+  for (const auto& [uid, live] : queued_) {
+    requests.push_back(&live);
+    waiting.push_back({.priority = live->request.priority,
+                       .arrival = live->request.arrival,
+                       .order = uid,
+                       .tenant = live->request.tenant,
+                       .cost_tokens = live->first().prompt_tokens()});
+  }
+  std::vector<LivePtr> next;
+  for (size_t i : TurnOrder(waiting, share_, now, options_.priority_ageing,
+                            kMaxCandidates)) {
+    next.push_back(*requests[i]);
+  }
+  return next;
+}
+
+Resources SchedulerImpl::NeedsToStart(const LiveRequest& live,
+                                      const KvLedger::Prefix& prefix) const {
+  const Request& request = live.request;
+  const int32_t max_tokens = request.stop_rules.max_tokens;
+  const Sequence& first = live.first();
+  const auto blocks = stores_.BlocksFor(
+      live.route, first.prompt_tokens(),
+      stores_.AnswerTokensAtStart(live.route, max_tokens), request.n);
+  Resources needs;
+  for (int store = 0; store < 2; ++store) {
+    // Admission compared it with the store's size.
+    needs.blocks[store] = static_cast<int32_t>(blocks[store]);
+  }
+  needs.blocks[StoreOf(first.prompt_pool())] -= prefix.num_held;
+  needs.slots[static_cast<int>(first.prompt_pool())] = request.n;
+  if (max_tokens > 1) {
+    needs.slots[static_cast<int>(first.answer_pool())] = request.n;
+  }
+  return needs;
+}
+
+Resources SchedulerImpl::NeedsToReturn(const Sequence& sequence) const {
+  const PoolId pool = sequence.answer_pool();
+  Resources needs;
+  needs.blocks[StoreOf(pool)] =
+      (sequence.num_computed + stores_.block_tokens) / stores_.block_tokens;
+  needs.slots[static_cast<int>(pool)] = 1;
+  return needs;
+}
+
+KvLedger::Prefix SchedulerImpl::PrefixOf(const LiveRequest& live) const {
+  // The last position is always computed: its logits are what is wanted.
+  const size_t num_keys = std::min<size_t>(
+      live.prefix_keys.size(),
+      (live.first().prompt_tokens() - 1) / stores_.block_tokens);
+  return ledger_.FindPrefix(StoreOf(live.first().prompt_pool()),
+                            std::span(live.prefix_keys).first(num_keys));
+}
+
+void SchedulerImpl::Start(const LivePtr& live) {
+  Sequence& first = live->first();
+  // Earlier starts of this step may have evicted what was there for the plan.
+  // A block that is cached costs as much as one that is not, so that the needs
+  // are still within it.
+  const KvLedger::Prefix prefix = PrefixOf(*live);
+  const Resources needs = NeedsToStart(*live, prefix);
+  const int rest_store = StoreOf(first.answer_pool());
+  std::array<int32_t, 2> blocks = needs.blocks;
+  const int64_t answer_tokens = stores_.AnswerTokensAtStart(
+      live->route, live->request.stop_rules.max_tokens);
+  const auto own =
+      static_cast<int32_t>(stores_.BlocksFor(live->route, first.prompt_tokens(),
+                                             answer_tokens, 2)[rest_store] -
+                           stores_.BlocksFor(live->route, first.prompt_tokens(),
+                                             answer_tokens, 1)[rest_store]);
+  for (Sequence& sample : live->samples) {
+    if (sample.index > 0) {
+      ledger_.Reserve(sample, rest_store, own);
+      blocks[rest_store] -= own;
+    }
+    for (int pool = 0; pool < 2; ++pool) {
+      if (needs.slots[pool] == 0) continue;
+      OVERFILL_CHECK_GE(--pools_[pool].free_slots, 0);
+      sample.has_slot[pool] = true;
+    }
+    sample.state = SequenceState::kWaiting;
+  }
+  for (int store = 0; store < 2; ++store) {
+    ledger_.Reserve(first, store, blocks[store]);
+  }
+  ledger_.AdoptPrefix(first, first.prompt_pool(), prefix);
+  first.num_computed =
+      static_cast<int32_t>(prefix.blocks.size()) * stores_.block_tokens;
+  live->cached_prompt_tokens = first.num_computed;
+  if (options_.prefix_cache) {
+    observer_->OnPrefixLookup(first.prompt_tokens(), first.num_computed);
+  }
+  const SteadyTime now = Clock::now();
+  admission_.Started(live->request, now);
+  share_.Start(live->request.tenant);
+  share_.Charge(live->request.tenant,
+                first.prompt_tokens() - first.num_computed, 0);
+  queued_.erase(live->uid);
+  live->started = now;
+  Wake(first.prompt_pool());
+  first.state = SequenceState::kPrefilling;
+  At(first.prompt_pool()).prefilling.push_back(PtrOf(live, 0));
+}
+
+void SchedulerImpl::AddRows(const SequencePtr& sequence, int32_t prompt_rows,
+                            Step& step) {
+  const bool is_decode = prompt_rows == 0;
+  const int32_t begin = sequence->num_computed;
+  const int32_t rows = is_decode ? 1 : prompt_rows;
+  ledger_.Cover(*sequence, step.pool, begin + rows);
+  // Copies: a cancelled sequence loses its own while the step runs.
+  step.tables.push_back(sequence->holdings[StoreOf(step.pool)].table);
+  step.draws.emplace_back();
+  if (is_decode) {
+    step.draws.back() = {&sequence->sampling};
+  } else if (begin + rows == sequence->prompt_tokens()) {
+    for (const Sequence& sample : sequence->live->samples) {
+      step.draws.back().push_back(&sample.sampling);
+    }
+  }
+  step.batch.sequences.push_back({
+      .token_ids =
+          is_decode
+              ? std::span<const int32_t>(&sequence->last_token, 1)
+              : std::span(sequence->request().prompt_ids).subspan(begin, rows),
+      .start_position = begin,
+      .block_table = step.tables.back(),
+      .draws = step.draws.back(),
+  });
+  step.sequences.push_back(sequence);
+  (is_decode ? step.num_decode_rows : step.num_prompt_rows) += rows;
+}
+
+}  // namespace overfill
