@@ -345,7 +345,7 @@ class AboutTest(harness.ServerCase):
         self.assertEqual(info.kv_map, "identity")
         self.assertEqual(info.limits.max_request_bytes, 4 << 20)
         self.assertEqual(info.limits.kv_blocks,
-                         sum(self.server.blocks().values()))
+                         self.server.totals()["shared"])
         series = [s for s in self.server.metrics()
                   if s.startswith("overfill_model_info")]
         self.assertIn(f'pair_digest="{info.pair_digest}"', series[0])
