@@ -71,8 +71,9 @@ void EventQueue::Complete(Completion completion) {
   if (was_empty && on_ready_) on_ready_();
 }
 
-void EventQueue::Finish(Terminal terminal) {
+absl::Status EventQueue::Finish(Terminal terminal) {
   bool was_empty;
+  absl::Status status;
   {
     MutexLock lock(&mu_);
     OVERFILL_CHECK(!finished_) << "a second terminal event";
@@ -82,9 +83,11 @@ void EventQueue::Finish(Terminal terminal) {
           absl::ResourceExhaustedError("the client reads too slowly");
     }
     was_empty = IsEmpty();
+    status = terminal.status;
     terminal_ = std::move(terminal);
   }
   if (was_empty && on_ready_) on_ready_();
+  return status;
 }
 
 std::optional<Event> EventQueue::Pop() {

@@ -35,8 +35,8 @@ class EventQueue {
   void Complete(Completion completion);
   // CHECKs that it is the first. Where a delta was dropped, an answer that is
   // complete for the engine is not so for the client: OK becomes
-  // RESOURCE_EXHAUSTED.
-  void Finish(Terminal terminal);
+  // RESOURCE_EXHAUSTED. Returns the status that the client is told.
+  absl::Status Finish(Terminal terminal);
 
   // The next event, or nullopt when there is none now.
   std::optional<Event> Pop();

@@ -76,7 +76,8 @@ KvLedger::Prefix KvLedger::FindPrefix(int store,
                                       std::span<const BlockKey> keys) const {
   Prefix prefix{.blocks = pools_[store].FindPrefix(keys)};
   for (int32_t block : prefix.blocks) {
-    prefix.num_held += !pools_[store].IsCached(block);
+    if (pools_[store].IsCached(block)) break;
+    ++prefix.num_held;
   }
   return prefix;
 }
@@ -194,13 +195,22 @@ std::optional<BlockCopy> KvLedger::Fork(const Sequence& from, Sequence& to,
   const int32_t rest = num_tokens % sizes_.block_tokens;
   if (rest == 0) return std::nullopt;
   Cover(to, pool, num_tokens);
-  return BlockCopy{.source = source.table[num_shared],
+  holding.lent = source.table[num_shared];
+  pools_[store].Share(*holding.lent);
+  return BlockCopy{.source = *holding.lent,
                    .destination = holding.table[num_shared],
                    .num_tokens = rest};
 }
 
+void KvLedger::ReturnLent(Sequence& sequence, int store) {
+  StoreHolding& holding = sequence.holdings[store];
+  if (holding.lent) pools_[store].Release(*holding.lent, holding.owner);
+  holding.lent.reset();
+}
+
 void KvLedger::Release(Sequence& sequence, int store) {
   StoreHolding& holding = sequence.holdings[store];
+  ReturnLent(sequence, store);
   // From the back: a cached block is of no use without those before it, so the
   // last ones are to be forgotten first.
   for (size_t i = holding.table.size(); i-- > 0;) {
@@ -247,6 +257,7 @@ absl::Status KvLedger::CheckIntegrity(
     for (const Sequence* sequence : sequences) {
       const StoreHolding& held = sequence->holdings[store];
       holdings.push_back({held.owner, held.table, held.credits});
+      if (held.lent) holdings.push_back({held.owner, {&*held.lent, 1}, 0});
     }
     const absl::Status status = pools_[store].CheckIntegrity(holdings);
     if (!status.ok()) {

@@ -72,12 +72,8 @@ class KvLedger {
   // Gives back the credits that are left.
   void Unreserve(Sequence& sequence, int store);
 
-  // The longest cached prefix of `keys`, and how many of its blocks somebody
-  // holds, so that they cost no credit.
-  struct Prefix {
-    std::vector<int32_t> blocks;
-    int32_t num_held = 0;
-  };
+  // The longest prefix of `keys` that is there.
+  using Prefix = CachedPrefix;
   Prefix FindPrefix(int store, std::span<const BlockKey> keys) const;
   uint64_t prefix_version(int store) const { return pools_[store].version(); }
   // Puts the prefix into the empty table of the pool's store.
@@ -103,9 +99,10 @@ class KvLedger {
   void Exchange(Sequence& from, Sequence& to);
   // `to` shares the full blocks of the first `num_tokens` positions, and gets
   // a block of its own, against a credit, for the rest of them: the copy that
-  // is to be made, if any.
+  // is to be made, if any. Until ReturnLent it shares that copy's source, too.
   std::optional<BlockCopy> Fork(const Sequence& from, Sequence& to, PoolId pool,
                                 int32_t num_tokens);
+  void ReturnLent(Sequence& sequence, int store);
 
   // Gives back blocks and credits; what is pinned is quarantined.
   void Release(Sequence& sequence, int store);

@@ -35,6 +35,8 @@ class SchedulerObserver {
   virtual void OnPreemption() {}
   // A transfer of KV failed and is sent again.
   virtual void OnTransferRetry() {}
+  // Once for each sample whose answer is complete, before OnTerminal.
+  virtual void OnCompletion(DecodePath path, const Completion& completion) {}
   // Exactly once for every admitted request.
   virtual void OnTerminal(DecodePath path, const Terminal& terminal,
                           double e2e_seconds) {}

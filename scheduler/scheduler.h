@@ -54,6 +54,12 @@ struct SchedulerOptions {
   bool prefix_cache = true;
 };
 
+// The most answers to one prompt: they need their places in a step all at
+// once, and must not have to wait until nobody else has one.
+constexpr int32_t MaxSamples(int32_t max_decode_batch) {
+  return max_decode_batch > 1 ? max_decode_batch / 2 : 1;
+}
+
 // The models behind the pools. Everything outlives the scheduler.
 struct SchedulerBackend {
   StepRunner* prefill = nullptr;  // the full model

@@ -17,6 +17,10 @@ using Clock = std::chrono::steady_clock;
 // time, and the thread sanitizer's build waits on a clock that may be set.
 constexpr std::chrono::nanoseconds kLongestWait = std::chrono::seconds(1);
 
+double Seconds(SteadyTime from, SteadyTime to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
 // The links that the backend has movers for; null where there is none.
 std::unique_ptr<KvTransport> MakeTransport(const SchedulerBackend& backend) {
   LocalTransport::Movers movers;
@@ -44,9 +48,10 @@ AdmissionLimits LimitsOf(const SchedulerOptions& options,
   return {.vocab_size = backend.tokenizer->vocab_size(),
           .max_sequence_tokens = options.max_sequence_tokens,
           // Each sample has a place in a step, and most a block copied.
-          .max_samples = can_fork ? std::min(budgets[0].max_sequences,
-                                             budgets[1].max_sequences)
-                                  : 1,
+          .max_samples = can_fork
+                             ? MaxSamples(std::min(budgets[0].max_sequences,
+                                                   budgets[1].max_sequences))
+                             : 1,
           .max_queued_requests = options.max_queued_requests,
           .max_queued_tokens = options.max_queued_tokens,
           .max_queued_bytes = options.max_queued_bytes,
@@ -176,6 +181,7 @@ absl::StatusOr<uint64_t> SchedulerImpl::Submit(
     MutexLock lock(&mu_);
     refusal = admission_.Check(live->request, Clock::now());
     if (refusal.status.ok()) {
+      Wake(live->first().prompt_pool());
       admission_.Enqueued(live->request, Clock::now());
       share_.Arrive(live->request.tenant);
       live_[uid] = live;
@@ -220,13 +226,18 @@ bool SchedulerImpl::WaitIdle(std::chrono::nanoseconds timeout) {
 
 void SchedulerImpl::End(LivePtr live, absl::Status status) {
   if (live->has_ended) return;
-  PostTerminal(live, std::move(status), FinishReason::kLength, live->first());
+  const auto last =
+      std::max_element(live->samples.begin(), live->samples.end(),
+                       [](const Sequence& a, const Sequence& b) {
+                         return a.last_token_time < b.last_token_time;
+                       });
+  PostTerminal(live, std::move(status), FinishReason::kLength, *last);
 }
 
 void SchedulerImpl::EndBroken(const SequencePtr& sequence,
                               const absl::Status& why,
                               absl::string_view message) {
-  LogError(absl::StrCat("request ", sequence->live->uid,
+  Complain(absl::StrCat("request ", sequence->live->uid,
                         " failed: ", why.ToString()));
   // Whatever is wrong with it may be in its KV.
   ledger_.Withdraw(*sequence);
@@ -258,11 +269,9 @@ void SchedulerImpl::PostTerminal(const LivePtr& live, absl::Status status,
       .usage = UsageOf(*live),
       .timings = TimingsOf(last, now),
   };
-  observer_->OnTerminal(
-      live->request.path, terminal,
-      std::chrono::duration<double>(now - live->request.arrival).count());
   const bool was_queued = queued_.erase(live->uid) > 0;
   live->has_ended = true;
+  live->ended = now;
   for (int32_t i = 0; i < live->request.n; ++i) LetGo(PtrOf(live, i));
   admission_.Ended(live->request, was_queued, now);
   share_.Leave(live->request.tenant, was_queued);
@@ -307,7 +316,7 @@ void SchedulerImpl::ReapLoop() {
     const SteadyTime now = Clock::now();
     Expire(now);
     ExpireLeases(now);
-    if (!ready_.empty()) {
+    if (!ready_.empty() || !complaints_.empty()) {
       mu_.Unlock();
       DeliverReady();
       mu_.Lock();
@@ -334,7 +343,18 @@ void SchedulerImpl::Post(LiveRequest& live, Event event) {
   ready_.push_back(live_.at(live.uid));
 }
 
+void SchedulerImpl::Complain(std::string line) {
+  complaints_.push_back(std::move(line));
+}
+
 void SchedulerImpl::DeliverReady() {
+  std::vector<std::string> complaints;
+  {
+    MutexLock lock(&mu_);
+    complaints = std::move(complaints_);
+    complaints_.clear();
+  }
+  for (const std::string& line : complaints) LogError(line);
   MutexLock lock(&mu_);
   while (!ready_.empty()) {
     const LivePtr live = std::move(ready_.front());
@@ -353,8 +373,12 @@ void SchedulerImpl::Deliver(const LivePtr& live) {
     bool is_taken = true;
     const bool is_end = std::holds_alternative<Terminal>(event);
     if (is_end) {
-      live->events->Finish(std::get<Terminal>(std::move(event)));
+      auto& terminal = std::get<Terminal>(event);
+      terminal.status = live->events->Finish(terminal);
+      observer_->OnTerminal(live->request.path, terminal,
+                            Seconds(live->request.arrival, live->ended));
     } else if (auto* completion = std::get_if<Completion>(&event)) {
+      observer_->OnCompletion(live->request.path, *completion);
       live->events->Complete(std::move(*completion));
     } else {
       is_taken = live->events->Push(std::get<Delta>(std::move(event)));
@@ -387,6 +411,11 @@ bool SchedulerImpl::HasWork(PoolId pool) const {
   }
   for (const auto& [uid, sequence] : swapped_) {
     if (is_here(sequence)) return true;
+  }
+  // What waits behind nothing is to start.
+  if (live_.size() != queued_.size()) return false;
+  for (const auto& [uid, live] : queued_) {
+    if (live->first().prompt_pool() == pool) return true;
   }
   return false;
 }

@@ -112,7 +112,12 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   Resources NeedsToStart(const LiveRequest& live,
                          const KvLedger::Prefix& prefix) const;
   Resources NeedsToReturn(const Sequence& sequence) const;
-  KvLedger::Prefix PrefixOf(const LiveRequest& live) const
+  // Looked up anew when blocks of the store have come or gone.
+  const KvLedger::Prefix& PrefixOf(LiveRequest& live) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether so much can come free, whatever becomes of the transfers that are
+  // being fenced.
+  bool FitsBesideFenced(const Resources& needs) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Start(const LivePtr& live) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddRows(const SequencePtr& sequence, int32_t prompt_rows, Step& step)
@@ -199,6 +204,9 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   void DeliverReady() ABSL_LOCKS_EXCLUDED(mu_);
   void Deliver(const LivePtr& live) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // A line for the log, which is written once the lock is free.
+  void Complain(std::string line) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   bool HasWork(PoolId pool) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Work comes to a pool: an idle one's heartbeat begins anew.
   void Wake(PoolId pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -240,6 +248,7 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   std::map<TransferId, Pins> pins_ ABSL_GUARDED_BY(mu_);  // of transfers_
   std::set<std::pair<SteadyTime, uint64_t>> deadlines_ ABSL_GUARDED_BY(mu_);
   std::deque<LivePtr> ready_ ABSL_GUARDED_BY(mu_);  // outbox not empty
+  std::vector<std::string> complaints_ ABSL_GUARDED_BY(mu_);
   int32_t num_undelivered_ends_ ABSL_GUARDED_BY(mu_) = 0;
 
   // Threads, made last and joined first.

@@ -1,6 +1,7 @@
 // What a pool does next.
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <span>
 
 #include "absl/strings/str_cat.h"
@@ -101,13 +102,13 @@ std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
   return runnable;
 }
 
-// A sequence that finds no block waits for those that are coming free, else it
-// takes the place of the one that would outlast the least, which may be itself.
+// A sequence that finds no block waits for those of one that is leaving, else
+// it takes the place of the one that would outlast the least, which may be
+// itself. Quarantined blocks are not waited for: a fence may never end.
 // Prompts are not preempted: they hold all that they need to become answers.
 void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
   const int store = StoreOf(sequence->answer_pool());
   OVERFILL_CHECK(stores_.CanSwap(store)) << "growth without a credit";
-  if (ledger_.Quarantined(store) > 0) return;
   SequencePtr victim = sequence;
   bool is_alone = true;
   for (const PoolState& pool : pools_) {
@@ -153,8 +154,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
          .needs = {}});
   }
   for (const auto& [uid, sequence] : swapped_) {
-    add(sequence, {.priority = sequence->request().priority,
-                   .order = uid,
+    add(sequence, {.order = uid,
                    .needs = NeedsToReturn(*sequence),
                    .is_return = true,
                    .is_here = sequence->answer_pool() == pool});
@@ -164,7 +164,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   const SteadyTime now = Clock::now();
   for (const LivePtr& live : NextQueued(now)) {
     const SequencePtr sequence = PtrOf(live, 0);
-    const KvLedger::Prefix prefix = PrefixOf(*live);
+    const KvLedger::Prefix& prefix = PrefixOf(*live);
     add(sequence,
         {.priority =
              EffectivePriority(live->request.priority, live->request.arrival,
@@ -254,13 +254,27 @@ Resources SchedulerImpl::NeedsToReturn(const Sequence& sequence) const {
   return needs;
 }
 
-KvLedger::Prefix SchedulerImpl::PrefixOf(const LiveRequest& live) const {
+const KvLedger::Prefix& SchedulerImpl::PrefixOf(LiveRequest& live) const {
+  const int store = StoreOf(live.first().prompt_pool());
+  const uint64_t version = ledger_.prefix_version(store);
+  if (live.prefix_version == version) return live.prefix;
   // The last position is always computed: its logits are what is wanted.
   const size_t num_keys = std::min<size_t>(
       live.prefix_keys.size(),
       (live.first().prompt_tokens() - 1) / stores_.block_tokens);
-  return ledger_.FindPrefix(StoreOf(live.first().prompt_pool()),
-                            std::span(live.prefix_keys).first(num_keys));
+  live.prefix =
+      ledger_.FindPrefix(store, std::span(live.prefix_keys).first(num_keys));
+  live.prefix_version = version;
+  return live.prefix;
+}
+
+bool SchedulerImpl::FitsBesideFenced(const Resources& needs) const {
+  for (int store = 0; store < 2; ++store) {
+    const int64_t room =
+        int64_t{stores_.Total()[store]} - transfers_.NumFencingBlocks(store);
+    if (needs.blocks[store] > room) return false;
+  }
+  return true;
 }
 
 void SchedulerImpl::Start(const LivePtr& live) {
@@ -269,6 +283,7 @@ void SchedulerImpl::Start(const LivePtr& live) {
   // A block that is cached costs as much as one that is not, so that the needs
   // are still within it.
   const KvLedger::Prefix prefix = PrefixOf(*live);
+  live->prefix = {};
   const Resources needs = NeedsToStart(*live, prefix);
   const int rest_store = StoreOf(first.answer_pool());
   std::array<int32_t, 2> blocks = needs.blocks;

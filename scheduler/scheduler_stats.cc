@@ -1,4 +1,6 @@
 // What can be seen of the scheduler from outside.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "scheduler/scheduler_impl.h"
@@ -53,7 +55,12 @@ SchedulerStats SchedulerImpl::Stats() const {
   stats.queued_tokens = admission_.queued_tokens();
   stats.stores = ledger_.Counts();
   for (int pool = 0; pool < 2; ++pool) {
-    stats.last_step[pool] = pools_[pool].last_step;
+    // A pool that waits for blocks or places which the other one uses is as
+    // alive as that one.
+    stats.last_step[pool] =
+        pools_[pool].running_step
+            ? pools_[pool].last_step
+            : std::max(pools_[0].last_step, pools_[1].last_step);
     stats.has_work[pool] = HasWork(static_cast<PoolId>(pool));
     stats.running_steps[pool] = pools_[pool].running_step;
   }

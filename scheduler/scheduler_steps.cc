@@ -29,7 +29,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
     result = absl::InternalError("the step's result has another shape");
   }
   if (!result.ok()) {
-    LogError(absl::StrCat("a ", PoolName(step->pool),
+    Complain(absl::StrCat("a ", PoolName(step->pool),
                           " step failed: ", result.status().ToString()));
   }
   observer_->OnStep(step->pool, seconds, step->num_prompt_rows,
@@ -184,8 +184,9 @@ void SchedulerImpl::Migrate(const SequencePtr& sequence, SteadyTime now) {
     return;
   }
   ledger_.HandOver(*sequence, sequence->answer_pool());
-  sequence->migration_seconds = Seconds(now, Clock::now());
-  observer_->OnMigration(sequence->migration_seconds, 0, /*copied=*/false);
+  sequence->live->migration_seconds = Seconds(now, Clock::now());
+  observer_->OnMigration(sequence->live->migration_seconds, 0,
+                         /*copied=*/false);
   BeginAnswers(sequence);
 }
 

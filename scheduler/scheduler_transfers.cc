@@ -48,7 +48,7 @@ void SchedulerImpl::Fork(const SequencePtr& carrier,
   const int store = StoreOf(pool);
   Wake(pool);
   sample->state = SequenceState::kForking;
-  sample->num_attempts = kMaxAttempts;  // the carrier may leave its block
+  sample->num_attempts = 0;
   Send(sample, {.from_store = store,
                 .to_store = store,
                 .coverage = {num_tokens - copy->num_tokens, num_tokens},
@@ -71,6 +71,7 @@ void SchedulerImpl::Preempt(const SequencePtr& sequence) {
   FreeSlot(*sequence, pool);
   ledger_.Unreserve(*sequence, store);
   observer_->OnPreemption();
+  changed_.NotifyAll();
   MoveAll(sequence, SequenceState::kLeaving, store, SwapStoreOf(store));
 }
 
@@ -161,11 +162,22 @@ void SchedulerImpl::OnFenced(uint64_t uid, uint32_t epoch) {
 
 void SchedulerImpl::ExpireLeases(SteadyTime now) {
   for (const KvTransfer& transfer : transfers_.Expire(now)) {
-    const SequencePtr sequence =
-        pins_.at({transfer.uid, transfer.epoch}).sequence;
-    LogError(absl::StrCat("request ", sequence->live->uid, ": transfer ",
+    const auto it = pins_.find({transfer.uid, transfer.epoch});
+    // The end of a request ends the transfers of all its samples.
+    if (it == pins_.end()) continue;
+    const SequencePtr sequence = it->second.sequence;
+    const bool is_wanted =
+        sequence->is_moving() && sequence->epoch == transfer.epoch;
+    if (transport_->Abandon(transfer.uid, transfer.epoch)) {
+      // It waited behind others: nothing is wrong with it.
+      Unpin(transfers_.Abandoned(transfer.uid, transfer.epoch));
+      --sequence->num_attempts;
+      if (is_wanted) Send(sequence, transfer);
+      continue;
+    }
+    Complain(absl::StrCat("request ", sequence->live->uid, ": transfer ",
                           transfer.epoch, " passed its lease and is fenced"));
-    if (sequence->is_moving() && sequence->epoch == transfer.epoch) {
+    if (is_wanted) {
       End(Find(*sequence), absl::UnavailableError(absl::StrCat(
                                What(sequence->state), " took too long")));
     }
@@ -190,14 +202,14 @@ void SchedulerImpl::FinishTransfer(const SequencePtr& sequence,
     return;
   }
   if (sequence->num_attempts < kMaxAttempts) {
-    LogError(absl::StrCat("request ", sequence->live->uid, ": ",
+    Complain(absl::StrCat("request ", sequence->live->uid, ": ",
                           What(sequence->state),
                           " failed and is tried again: ", status.ToString()));
     observer_->OnTransferRetry();
     Send(sequence, transfer);
     return;
   }
-  LogError(absl::StrCat("request ", sequence->live->uid, ": ",
+  Complain(absl::StrCat("request ", sequence->live->uid, ": ",
                         What(sequence->state), " failed: ", status.ToString()));
   End(Find(*sequence),
       absl::InternalError(absl::StrCat(What(sequence->state), " failed")));
@@ -210,15 +222,16 @@ void SchedulerImpl::Arrive(const SequencePtr& sequence,
   switch (sequence->state) {
     case SequenceState::kMigrating:
       ledger_.Release(*sequence, transfer.from_store);
-      sequence->migration_seconds =
+      sequence->live->migration_seconds =
           Seconds(sequence->transfer_started, Clock::now());
-      observer_->OnMigration(sequence->migration_seconds,
+      observer_->OnMigration(sequence->live->migration_seconds,
                              static_cast<int64_t>(transfer.source.size()) *
                                  backend_.decode_block_bytes,
                              /*copied=*/true);
       BeginAnswers(sequence);
       return;
     case SequenceState::kForking:
+      ledger_.ReturnLent(*sequence, transfer.to_store);
       BeginDecode(sequence);
       return;
     case SequenceState::kLeaving:

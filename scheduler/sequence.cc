@@ -103,7 +103,7 @@ Timings TimingsOf(const Sequence& sequence, SteadyTime now) {
   timings.ttft_seconds = Seconds(arrival, sequence.first_token);
   timings.migration_seconds = sequence.state == SequenceState::kMigrating
                                   ? Seconds(sequence.transfer_started, now)
-                                  : sequence.migration_seconds;
+                                  : live.migration_seconds;
   timings.decode_seconds =
       Seconds(sequence.first_token, sequence.last_token_time);
   return timings;

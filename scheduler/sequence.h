@@ -42,6 +42,16 @@ struct StoreHolding {
   BlockPool::Owner owner = 0;
   std::vector<int32_t> table;  // block i covers the i-th block_tokens positions
   int32_t credits = 0;         // for blocks still to come
+  // Shared while the sequence's own copy of it is being made.
+  std::optional<int32_t> lent;
+};
+
+// Blocks of a prompt that need not be computed.
+struct CachedPrefix {
+  std::vector<int32_t> blocks;
+  // So many of the first ones are held by somebody: they cost no credit,
+  // whatever is evicted meanwhile.
+  int32_t num_held = 0;
 };
 
 struct LiveRequest;
@@ -88,7 +98,6 @@ struct Sequence {
   SteadyTime transfer_started;
   SteadyTime first_token;  // set once a token came
   SteadyTime last_token_time;
-  double migration_seconds = 0;
 };
 
 // Shares the request's lifetime: a step or a transfer that holds a sequence
@@ -116,10 +125,15 @@ struct LiveRequest {
 
   // Of the prompt's full blocks; empty without a prefix cache.
   std::vector<BlockKey> prefix_keys;
+  // What of them was found when the store was at that version.
+  CachedPrefix prefix;
+  uint64_t prefix_version = ~uint64_t{0};
   int32_t cached_prompt_tokens = 0;
   int32_t num_running;  // samples that have not ended
   bool has_ended = false;
   SteadyTime started;  // its first step's
+  SteadyTime ended;
+  double migration_seconds = 0;
 
   // Events on their way to `events`, in order. One thread at a time takes them
   // there, without the lock: `is_delivering`.

@@ -1,6 +1,7 @@
 #include "scheduler/step_planner.h"
 
 #include <algorithm>
+#include <map>
 #include <span>
 
 #include "base/check.h"
@@ -55,7 +56,7 @@ std::vector<size_t> Eligible(const PlanInput& input,
   for (size_t i : order) {
     const PrefillCandidate& candidate = prefill[i];
     if (!candidate.is_started && !purse.Take(candidate.needs)) {
-      purse.CloseWhat(candidate.needs);
+      if (candidate.is_blocking) purse.CloseWhat(candidate.needs);
       continue;
     }
     if (!candidate.is_here) continue;
@@ -83,9 +84,17 @@ void ShareOut(const PlanInput& input, std::span<const size_t> members,
   left.rows -= shares[first].rows;
   --left.sequences;
 
+  // Each tenant's from the shortest; then the tenants' first ones, the second
+  // ones, and so on, in the order in which the tenants come.
   std::vector<size_t> others(members.begin() + 1, members.end());
   std::stable_sort(others.begin(), others.end(), [&](size_t a, size_t b) {
     return remaining(a) < remaining(b);
+  });
+  std::map<int32_t, size_t> rounds;
+  std::map<size_t, size_t> round_of;
+  for (size_t i : others) round_of[i] = rounds[input.prefill[i].tenant]++;
+  std::stable_sort(others.begin(), others.end(), [&](size_t a, size_t b) {
+    return round_of[a] < round_of[b];
   });
   for (size_t i : others) {
     if (left.rows == 0 || left.sequences == 0) break;

@@ -26,6 +26,9 @@ struct PrefillCandidate {
   // A preempted sequence: it has no prompt to read, and comes back as soon as
   // what it needs is available.
   bool is_return = false;
+  // False: it may never fit, so later ones need not wait for it.
+  bool is_blocking = true;
+  int32_t tenant = 0;  // those of one tenant have one number
   // False: another pool reads this prompt, or takes this sequence back. It gets
   // nothing here, but what it needs is not given to later ones.
   bool is_here = true;
@@ -67,7 +70,8 @@ struct StepPlan {
 // later ones from what it waits for, so that small ones cannot starve a large
 // one; it holds up nobody who needs other things. Among prompts of one
 // priority the first has half of the rows and the shortest have the other
-// half, so that a long prompt neither starves short ones nor is starved.
+// half, so that a long prompt neither starves short ones nor is starved; the
+// tenants take turns at that half, each with its shortest prompts first.
 StepPlan PlanStep(const PlanInput& input);
 
 }  // namespace overfill

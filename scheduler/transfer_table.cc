@@ -64,6 +64,18 @@ KvTransfer TransferTable::Abandoned(uint64_t uid, uint32_t epoch) {
   return Remove(it);
 }
 
+int64_t TransferTable::NumFencingBlocks(int32_t store) const {
+  if (counts_.fencing == 0) return 0;
+  int64_t blocks = 0;
+  for (const auto& [id, entry] : entries_) {
+    if (!entry.is_fencing) continue;
+    const KvTransfer& transfer = entry.transfer;
+    if (transfer.from_store == store) blocks += std::ssize(transfer.source);
+    if (transfer.to_store == store) blocks += std::ssize(transfer.destination);
+  }
+  return blocks;
+}
+
 SteadyTime TransferTable::NextLease() const {
   return leases_.empty() ? SteadyTime::max() : leases_.begin()->first;
 }

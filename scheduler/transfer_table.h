@@ -63,6 +63,8 @@ class TransferTable {
   // The first lease that will pass; SteadyTime::max() without one.
   SteadyTime NextLease() const;
   const TransferCounts& counts() const { return counts_; }
+  // Blocks of a store that wait for a fence.
+  int64_t NumFencingBlocks(int32_t store) const;
 
   // INTERNAL names what does not add up: a count, a lease, a block that two
   // transfers write, or that one writes and another reads.

@@ -252,10 +252,14 @@ void ServerMetrics::OnTerminal(DecodePath path, const Terminal& terminal,
   metrics.prompt_tokens->Increment(terminal.usage.prompt_tokens);
   if (!terminal.status.ok()) return;
   metrics.end_to_end->Observe(e2e_seconds);
-  if (terminal.usage.completion_tokens > 1) {
-    metrics.per_output_token->Observe(terminal.timings.decode_seconds /
-                                      (terminal.usage.completion_tokens - 1));
-  }
+}
+
+void ServerMetrics::OnCompletion(DecodePath path,
+                                 const Completion& completion) {
+  if (!enabled() || completion.usage.completion_tokens < 2) return;
+  paths_[static_cast<size_t>(path)].per_output_token->Observe(
+      completion.timings.decode_seconds /
+      (completion.usage.completion_tokens - 1));
 }
 
 void ServerMetrics::OnReject(absl::string_view reason) {

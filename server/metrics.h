@@ -42,6 +42,7 @@ class ServerMetrics : public SchedulerObserver {
   void OnPrefixLookup(int32_t queried_tokens, int32_t hit_tokens) override;
   void OnPreemption() override;
   void OnTransferRetry() override;
+  void OnCompletion(DecodePath path, const Completion& completion) override;
   void OnTerminal(DecodePath path, const Terminal& terminal,
                   double e2e_seconds) override;
   void OnReject(absl::string_view reason) override;

@@ -142,7 +142,7 @@ absl::Status MakeConverter(const ServerConfig& config, Serving& serving) {
            .eos_ids = pair.eos_ids(),
            .generation = pair.generation(),
            .max_sequence_tokens = serving.engine->max_sequence_tokens(),
-           .max_n = config.max_decode_batch,
+           .max_n = MaxSamples(config.max_decode_batch),
            .max_text_bytes = config.max_request_bytes}));
   return absl::OkStatus();
 }

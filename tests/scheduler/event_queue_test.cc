@@ -33,7 +33,7 @@ TEST(EventQueue, JoinsWhatWasNotTaken) {
   EXPECT_EQ(std::get<Delta>(*event).text, "ab");
   EXPECT_EQ(std::get<Delta>(*event).token_ids.size(), 2u);
   EXPECT_TRUE(queue.Push(Text("c")));
-  queue.Finish({});
+  (void)queue.Finish({});
   EXPECT_EQ(calls, 2);
   EXPECT_EQ(PopText(queue), "c");
   EXPECT_EQ(PopText(queue), "<end>");
@@ -47,7 +47,7 @@ TEST(EventQueue, PastTheBoundOnlyTheEndFits) {
   EXPECT_FALSE(queue.Push(Text("")));
   EXPECT_EQ(PopText(queue), "0123456789");
   EXPECT_FALSE(queue.Push(Text("")));
-  queue.Finish({});
+  (void)queue.Finish({});
   EXPECT_EQ(PopText(queue), "<end>");
 }
 
@@ -57,7 +57,7 @@ TEST(EventQueue, AnAnswerThatLostAPieceIsNotComplete) {
   EventQueue queue(20, nullptr);
   EXPECT_TRUE(queue.Push(Text("0123456789")));
   EXPECT_FALSE(queue.Push(Text("the last piece")));
-  queue.Finish({});
+  (void)queue.Finish({});
   EXPECT_EQ(PopText(queue), "0123456789");
   const auto end = queue.Pop();
   ASSERT_TRUE(end.has_value());
@@ -83,7 +83,7 @@ TEST(EventQueue, LogprobsCountTowardsTheBound) {
 
 TEST(EventQueueDeathTest, ThereIsOneEnd) {
   EventQueue queue(20, nullptr);
-  queue.Finish({});
+  (void)queue.Finish({});
   EXPECT_FALSE(queue.Push(Text("a")));
   EXPECT_DEATH(queue.Finish({}), "second terminal");
 }
@@ -95,7 +95,7 @@ TEST(EventQueue, TheReaderMayPopWithinTheCall) {
   self = &queue;
   EXPECT_TRUE(queue.Push(Text("a")));
   EXPECT_TRUE(queue.Push(Text("b")));
-  queue.Finish({});
+  (void)queue.Finish({});
   EXPECT_EQ(text, "ab<end>");
 }
 
@@ -103,7 +103,7 @@ TEST(EventQueue, TwoThreadsLoseNothing) {
   EventQueue queue(1 << 20, nullptr);
   std::thread producer([&] {
     for (int i = 0; i < 5000; ++i) queue.Push(Text("x"));
-    queue.Finish({});
+    (void)queue.Finish({});
   });
   std::string text;
   while (true) {

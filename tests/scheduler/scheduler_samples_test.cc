@@ -39,7 +39,7 @@ TEST(Samples, EachIsTheReferences) {
 
 TEST(Samples, OneTokenEach) {
   Rig rig;
-  Client& client = rig.Submit(Several(rig, DecodePath::kTwoStage, 6, 1, 5));
+  Client& client = rig.Submit(Several(rig, DecodePath::kTwoStage, 6, 1, 4));
   rig.ExpectRight(client);
   rig.Finish();
   EXPECT_EQ(rig.pruned.num_steps(), 0);
@@ -96,19 +96,28 @@ TEST(Samples, WithPreemption) {
   }
 }
 
-TEST(Samples, MoreThanAStepHoldsAreRefused) {
-  Rig rig;  // of 8 sequences
-  EXPECT_EQ(rig.TrySubmit(Several(rig, DecodePath::kTwoStage, 3, 3, 9)).code(),
+TEST(Samples, MoreThanHalfAStepHoldsAreRefused) {
+  Rig rig;  // of steps with 8 sequences
+  EXPECT_EQ(rig.TrySubmit(Several(rig, DecodePath::kTwoStage, 3, 3, 5)).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(rig.TrySubmit(Several(rig, DecodePath::kTwoStage, 3, 3, 0)).code(),
             absl::StatusCode::kInvalidArgument);
-  rig.ExpectRight(rig.Submit(Several(rig, DecodePath::kTwoStage, 3, 3, 8)));
+  rig.ExpectRight(rig.Submit(Several(rig, DecodePath::kTwoStage, 3, 3, 4)));
   rig.Finish();
 }
 
-TEST(Samples, AFailedForkEndsTheRequestAlone) {
+TEST(Samples, AFailedForkIsTriedAgain) {
   Rig rig;
-  rig.fork[0].num_failures_to_come = 1;
+  rig.fork[0].num_failures_to_come = 2;
+  rig.ExpectRight(rig.Submit(Several(rig, DecodePath::kTwoStage, 6, 9, 3)));
+  rig.Finish();
+  EXPECT_EQ(rig.observer.counts().retries, 2);
+}
+
+TEST(Samples, AForkThatFailsAgainAndAgainEndsTheRequestAlone) {
+  Rig rig;
+  // All that fail may be one sample's, or another's.
+  rig.fork[0].num_failures_to_come = 5;
   rig.ExpectStatus(rig.Submit(Several(rig, DecodePath::kTwoStage, 6, 9, 3)),
                    absl::StatusCode::kInternal);
   rig.ExpectRight(rig.Submit(Several(rig, DecodePath::kTwoStage, 6, 9, 3)));

@@ -154,7 +154,7 @@ class FakeScheduler : public Scheduler {
   void Finish(uint64_t uid, Terminal terminal) {
     const std::shared_ptr<EventQueue> queue = Take(uid);
     if (queue == nullptr) return;
-    queue->Finish(std::move(terminal));
+    (void)queue->Finish(std::move(terminal));
     changed_.NotifyAll();
   }
   // The end of a request of one sample: OK comes after its completion.
@@ -168,7 +168,7 @@ class FakeScheduler : public Scheduler {
       completion.timings = terminal.timings;
       queue->Complete(std::move(completion));
     }
-    queue->Finish(std::move(terminal));
+    (void)queue->Finish(std::move(terminal));
     changed_.NotifyAll();
   }
 

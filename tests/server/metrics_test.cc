@@ -95,6 +95,12 @@ TEST_F(MetricsTest, EveryOutcomeHasItsOwnCounter) {
   const auto end = [&](FinishReason reason, absl::Status status) {
     terminal.finish_reason = reason;
     terminal.status = status;
+    if (status.ok()) {
+      Completion completion;
+      completion.usage = terminal.usage;
+      completion.timings = terminal.timings;
+      metrics_.OnCompletion(DecodePath::kTwoStage, completion);
+    }
     metrics_.OnTerminal(DecodePath::kTwoStage, terminal, 3);
   };
   end(FinishReason::kStop, absl::OkStatus());
@@ -162,6 +168,7 @@ TEST(MetricsEnableTest, NothingCountsBefore) {
   metrics.OnToken(DecodePath::kFull, 1);
   metrics.OnStep(PoolId::kDecode, 1, 1, 1, 1);
   metrics.OnMigration(1, 1, true);
+  metrics.OnCompletion(DecodePath::kFull, {});
   metrics.OnTerminal(DecodePath::kFull, {}, 1);
   metrics.OnReject("x");
   metrics.OnPrefixLookup(5, 5);
