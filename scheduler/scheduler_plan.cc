@@ -99,6 +99,10 @@ std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
       MakeRoom(sequence);
     }
   }
+  // One that finds no room in the swap space ends with all of its samples.
+  std::erase_if(runnable, [](const SequencePtr& sequence) {
+    return sequence->state != SequenceState::kDecoding;
+  });
   return runnable;
 }
 

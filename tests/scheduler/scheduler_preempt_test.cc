@@ -86,6 +86,17 @@ TEST(Preempt, WhatTheSwapSpaceDoesNotHoldEndsExhausted) {
   rig.Finish();
 }
 
+// Where one sample finds no room, the others of its request end in the midst of
+// the same plan.
+TEST(Preempt, ASampleThatTheSwapSpaceDoesNotHoldEndsItsRequest) {
+  Rig rig(Tight(13, 1));  // the last one is the first sample's
+  Request request = rig.MakeRequest(DecodePath::kTwoStage, 8, 38);
+  request.n = 2;
+  rig.ExpectStatus(rig.Submit(request), absl::StatusCode::kResourceExhausted);
+  rig.ExpectRight(rig.Submit(DecodePath::kTwoStage, 8, 38));
+  rig.Finish();
+}
+
 TEST(Preempt, WithoutSwapSpaceNothingStartsThatMayNotFinish) {
   Rig rig(Tight(12, 0));
   for (int i = 0; i < 10; ++i) rig.Submit(DecodePath::kTwoStage, 8, 38);
