@@ -230,6 +230,16 @@ void Rig::Begin() {
       .tokenizer = &TestTokenizer(),
       .decorate_transport = options.decorate_transport,
   };
+  if (faults_) {
+    backend.decorate_transport = [this](std::unique_ptr<KvTransport> inner) {
+      if (options.decorate_transport) {
+        inner = options.decorate_transport(std::move(inner));
+      }
+      auto made = std::make_unique<FaultyTransport>(std::move(inner), *faults_);
+      faulty = made.get();
+      return made;
+    };
+  }
   for (int store = 0; store < (options.is_shared ? 1 : 2); ++store) {
     backend.fork[store] = &fork[store];
     if (options.swap_blocks[store] == 0) continue;
@@ -239,6 +249,39 @@ void Rig::Begin() {
   auto made = Scheduler::Create(options.scheduler, backend, &observer);
   OVERFILL_CHECK(made.ok()) << made.status().ToString();
   scheduler = *std::move(made);
+}
+
+void Rig::PlantFaults(FaultyTransport::Options faults) {
+  OVERFILL_CHECK(scheduler == nullptr) << "the scheduler has its transport";
+  faults.hooks = HooksIntoStores();
+  faults_ = std::move(faults);
+}
+
+FaultHooks Rig::HooksIntoStores() {
+  return {.flip =
+              [this](int32_t store, int32_t block, int32_t num_tokens,
+                     uint64_t random) {
+                const auto slot = static_cast<int32_t>(random % num_tokens);
+                StoreAt(store).At(block, slot) ^= uint64_t{1} << (random >> 58);
+              },
+          .received_digest =
+              [this](const KvTransfer& transfer) -> std::optional<uint64_t> {
+            FakeStore& store = StoreAt(transfer.to_store);
+            const auto [begin, end] = transfer.coverage;
+            uint64_t digest = begin;
+            for (int32_t i = 0; i < end - begin; ++i) {
+              digest = FakeDigest(
+                  digest, store.At(transfer.destination[i / store.block_tokens],
+                                   i % store.block_tokens));
+            }
+            return digest;
+          }};
+}
+
+FakeStore& Rig::StoreAt(int32_t store) {
+  FakeStore* const stores[] = {&prefill_store, &decode_store, &swap_stores[0],
+                               &swap_stores[1]};
+  return *stores[store];
 }
 
 Request Rig::MakeRequest(DecodePath path, int32_t prompt_tokens,
@@ -271,9 +314,8 @@ Client& Rig::Submit(Request request, std::unique_ptr<Client> client) {
   return kept;
 }
 
-absl::Status Rig::TrySubmit(Request request) {
+absl::Status Rig::TrySubmit(Request request, std::unique_ptr<Client> client) {
   Begin();
-  auto client = std::make_unique<Client>();
   client->request = request;
   auto uid = scheduler->Submit(std::move(request), client->events());
   if (!uid.ok()) {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,12 +19,21 @@
 #include "scheduler/kv_transport.h"
 #include "scheduler/scheduler.h"
 #include "tests/scheduler/fake_model.h"
+#include "tests/support/faulty_transport.h"
 #include "tests/test_seed.h"
 
 namespace overfill {
 
 inline constexpr uint64_t kFullSalt = 11;
 inline constexpr uint64_t kPrunedSalt = 22;
+
+// Long random tests do one in so many of their rounds in builds that check
+// more, and are slow: the sanitizers'.
+#ifdef NDEBUG
+inline constexpr int kTestSlowness = 1;
+#else
+inline constexpr int kTestSlowness = 8;
+#endif
 
 // A byte-level tokenizer; made once.
 const Tokenizer& TestTokenizer();
@@ -140,7 +150,10 @@ class Rig {
     return Submit(MakeRequest(path, prompt_tokens, max_tokens));
   }
   // The status of one that is refused; OK when it is not.
-  absl::Status TrySubmit(Request request);
+  absl::Status TrySubmit(Request request) {
+    return TrySubmit(std::move(request), std::make_unique<Client>());
+  }
+  absl::Status TrySubmit(Request request, std::unique_ptr<Client> client);
 
   std::vector<int32_t> Expected(const Request& request,
                                 int32_t index = 0) const;
@@ -158,6 +171,15 @@ class Rig {
   // Waits for idle; then nothing is live, the blocks are home, each request
   // had one terminal event, nothing was asked of the models that must not be.
   void Finish();
+  // Puts a transport that fails around the scheduler's, in front of
+  // options.decorate_transport; flips and stalls reach the stores' cells. To be
+  // called before the scheduler is made.
+  void PlantFaults(FaultyTransport::Options faults);
+  // By the scheduler's numbers.
+  FakeStore& StoreAt(int32_t store);
+  // Lets all that waits at a gate, or comes to one, go on.
+  void OpenGates();
+
   // Ends the scheduler with whatever is live.
   void Destroy() { scheduler.reset(); }
 
@@ -174,6 +196,7 @@ class Rig {
   CountingObserver observer;
   std::vector<std::unique_ptr<Client>> clients;  // those that were taken
   std::mt19937_64 random{5};
+  FaultyTransport* faulty = nullptr;  // of PlantFaults; lives as `scheduler`
   std::unique_ptr<Scheduler> scheduler;
 
   // The scheduler is made on the first use of Submit or by this, so that a
@@ -181,8 +204,9 @@ class Rig {
   void Begin();
 
  private:
-  void OpenGates();
+  FaultHooks HooksIntoStores();
 
+  std::optional<FaultyTransport::Options> faults_;
   int next_id_ = 0;
   bool is_finished_ = false;
 };
