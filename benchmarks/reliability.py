@@ -1,0 +1,65 @@
+"""How the server bears load, faults and abuse: `./dev bench reliability`.
+
+  soak         mixed load with cancels, dead readers, tiny deadlines and faults
+               planted in the transfers of KV
+
+Parts that are run one by one (--only) are joined in the one JSON file.
+"""
+
+import argparse
+import pathlib
+import secrets
+import sys
+from typing import Callable, Dict
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from reliability_report import Report  # noqa: E402
+from reliability_soak import soak  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run_soak(args: argparse.Namespace, report: Report) -> None:
+    minutes = args.minutes or (1 if args.quick else 30)
+    soak(args.build / "tests" / "soak" / "overfill-server-faulty", minutes,
+         args.seed, report)
+
+
+PARTS: Dict[str, Callable[[argparse.Namespace, Report], None]] = {
+    "soak": run_soak,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="./dev bench reliability", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "docs" /
+                        "benchmarks" / "reliability.json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true",
+                        help="short parts: do they work, not what is it")
+    parser.add_argument("--minutes", type=float, help="of the soak; 30")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(31))
+    parser.add_argument("--build", type=pathlib.Path,
+                        default=ROOT / "build" / "release")
+    args = parser.parse_args()
+    print(f"--seed={args.seed}", flush=True)
+    report = Report(args.json)
+    failed = False
+    for part in PARTS:
+        if part not in args.only:
+            continue
+        report.begin(part)
+        try:
+            PARTS[part](args, report)
+        except Exception as error:  # one part's failure leaves the others
+            report.fail(part, f"{type(error).__name__}: {error}")
+            failed = True
+        report.write()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

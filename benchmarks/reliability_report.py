@@ -1,0 +1,109 @@
+"""Rows, targets and the two documents of the reliability benchmark."""
+
+import datetime
+import json
+import pathlib
+import sys
+from typing import Any, Dict, List
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from training.eval_server import commit, machine  # noqa: E402
+
+HEAD = """# Reliability
+
+Written by `./dev bench reliability`; see `benchmarks/reliability.py` for what
+each part does. The models are random weights of the shapes 2048/8192 (full)
+and 1126/4505 (pruned), 16 layers, 32 heads of 64, 8 KV heads, vocabulary
+128256, in bf16, but for `preempt`, which runs the demo pair. The load comes
+from the same machine; its own CPU time is stated as a share of the cores.
+
+| row | value | unit | target | met |
+| --- | ---: | --- | ---: | --- |
+"""
+
+
+class Report:
+    """Rows by name, in order; parts run one by one are joined in one file."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.rows: Dict[str, Dict[str, Any]] = {}
+        self.parts: Dict[str, Dict[str, str]] = {}
+        self.reasons: Dict[str, str] = {}
+        if path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            self.rows = {row["metric"]: row for row in old["results"]}
+            self.parts = old.get("parts", {})
+            self.reasons = old.get("reasons", {})
+        targets = ROOT / "docs" / "benchmarks" / "targets.json"
+        self.targets = json.loads(
+            targets.read_text(encoding="utf-8"))["reliability"]
+
+    def begin(self, part: str) -> None:
+        """Forgets an earlier run of the part."""
+        self.rows = {name: row for name, row in self.rows.items()
+                     if not name.startswith(part + ".")}
+        self.reasons = {name: reason for name, reason in self.reasons.items()
+                        if not name.startswith(part + ".")}
+        self.parts[part] = {
+            "commit": commit(),
+            "time": datetime.datetime.now(datetime.timezone.utc).strftime(
+                "%Y-%m-%dT%H:%M:%SZ")}
+
+    def fail(self, part: str, reason: str) -> None:
+        """Those rows of the part that have a target and no value."""
+        for metric in self.targets:
+            if metric.startswith(part + ".") and metric not in self.rows:
+                self.reasons[metric] = reason
+        print(f"{part}: not measured: {reason}", flush=True)
+
+    def add(self, metric: str, value: Any, unit: str) -> None:
+        row = {"metric": metric, "value": value, "unit": unit,
+               "target": None, "met": None}
+        if metric in self.targets:
+            bound = self.targets[metric]["target"]
+            at_least = self.targets[metric]["met_when"] == "at_least"
+            row["target"] = bound
+            row["met"] = value is not None and bool(
+                value >= bound if at_least else value <= bound)
+        self.rows[metric] = row
+        print(f"{metric}: {value} {unit} (target {row['target']}, "
+              f"met {row['met']})", flush=True)
+
+    def write(self) -> None:
+        for metric in self.targets:
+            if metric not in self.rows:
+                self.rows[metric] = {
+                    "metric": metric, "value": None, "unit": "",
+                    "target": self.targets[metric]["target"], "met": False}
+            if self.rows[metric]["value"] is None:
+                self.reasons.setdefault(metric, "not run")
+        rows: List[Dict[str, Any]] = list(self.rows.values())
+        report = {"name": "reliability", "commit": commit(),
+                  "machine": machine(), "parts": self.parts, "reasons": self.reasons,
+                  "results": rows}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(report, indent=2) + "\n",
+                             encoding="utf-8")
+        self.path.with_suffix(".md").write_text(
+            self._markdown(report), encoding="utf-8")
+
+    def _markdown(self, report: Dict[str, Any]) -> str:
+        text = HEAD
+        for row in report["results"]:
+            value = row["value"]
+            shown = ("not measured" if value is None else
+                     f"{value:.4g}" if isinstance(value, float) else value)
+            target = "" if row["target"] is None else row["target"]
+            met = {True: "yes", False: "no", None: ""}[row["met"]]
+            text += (f"| {row['metric']} | {shown} | {row['unit']} | {target} "
+                     f"| {met} |\n")
+        for metric, reason in report["reasons"].items():
+            text += f"\n`{metric}` was not measured: {reason}.\n"
+        text += "\n| part | measured at | commit |\n| --- | --- | --- |\n"
+        for part, about in report["parts"].items():
+            text += f"| {part} | {about['time']} | {about['commit'][:12]} |\n"
+        cpu = report["machine"]
+        return text + f"\n{cpu['cores']} cores of {cpu['cpu']}.\n"
