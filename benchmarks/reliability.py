@@ -9,6 +9,7 @@ Parts that are run one by one (--only) are joined in the one JSON file.
 import argparse
 import pathlib
 import secrets
+import signal
 import sys
 from typing import Callable, Dict
 
@@ -46,6 +47,8 @@ def main() -> int:
                         default=ROOT / "build" / "release")
     args = parser.parse_args()
     print(f"--seed={args.seed}", flush=True)
+    # So that servers are stopped; the soak has its own way to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report(args.json)
     failed = False
     for part in PARTS:

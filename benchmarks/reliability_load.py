@@ -206,6 +206,7 @@ class Outcome:
     ended_answers: List[int] = dataclasses.field(default_factory=list)
     cached_tokens: int = 0
     has_retry_info: bool = False
+    message: str = ""
 
     @property
     def ttft(self) -> float:
@@ -276,6 +277,7 @@ async def send(stub: Any, plan: Plan, kind: str = "request",
         outcome.code = await call.code()
     except grpc.aio.AioRpcError as error:
         outcome.code = error.code()
+        outcome.message = error.details() or ""
         outcome.has_retry_info = _has_retry_info(error)
     except asyncio.CancelledError:
         if not call.cancelled():

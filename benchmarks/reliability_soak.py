@@ -22,9 +22,9 @@ import reliability_load as load
 from reliability_load import Outcome, Plan, Server
 from reliability_report import Report
 
-FLAGS = ["--kv_cache_bytes=200000000", "--swap_bytes=64000000",
-         "--max_sequence_tokens=1024", "--transfer_lease=2s"]
-FAULT_RATE = 0.1
+FLAGS = ["--kv_cache_bytes=90000000", "--swap_bytes=64000000",
+         "--max_sequence_tokens=640", "--transfer_lease=2s"]
+FAULT_RATE = 0.3
 SHARE_OF_CAPACITY = 0.7
 CALIBRATION_STREAMS = 16
 MAX_LIVE = 128
@@ -34,6 +34,9 @@ PROGRESS_SECONDS = 30
 HANG_SECONDS = 300
 # The server compares its blocks each 10 s.
 INTEGRITY_SECONDS = 12
+EXPECTED_CODES = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED,
+                  grpc.StatusCode.DEADLINE_EXCEEDED,
+                  grpc.StatusCode.RESOURCE_EXHAUSTED)
 SERVED_KINDS = ("plain", "cancel", "dead_reader")
 
 
@@ -111,6 +114,9 @@ class Soak:
             return
         self.counts.tokens += outcome.num_tokens
         self.counts.codes[f"{kind}.{outcome.code.name.lower()}"] += 1
+        if outcome.code not in EXPECTED_CODES:
+            print(f"soak: {kind}: {outcome.code.name}: {outcome.message}",
+                  flush=True)
         if outcome.code == grpc.StatusCode.OK and kind != "dead_reader":
             self.counts.broken += not is_whole(plan, outcome)
 
