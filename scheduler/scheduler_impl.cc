@@ -61,7 +61,10 @@ AdmissionLimits LimitsOf(const SchedulerOptions& options,
 }
 
 ChunkLimits ChunkLimitsOf(const SchedulerOptions& options) {
-  return {.max_rows = options.prefill_chunk_tokens,
+  // Fewer rows than these cost nearly as much: the weights are read all the
+  // same.
+  return {.min_rows = 32,
+          .max_rows = options.prefill_chunk_tokens,
           .target_seconds =
               std::chrono::duration<double>(options.itl_target).count()};
 }
