@@ -1,12 +1,15 @@
 // The ops that a step's time is made of, at the shapes of a pruned 1B model,
-// on the CPU. Rates are bytes of weights or KV read, so that they compare with
-// the machine's read bandwidth, which is measured beside them. Google
-// Benchmark's flags apply; OVERFILL_CPU_ISA caps the instruction set.
+// on the CPU; "Invariant" is the same under DeviceOptions::batch_invariant.
+// Rates are bytes of weights or KV read, so that they compare with the
+// machine's read bandwidth, which is measured beside them. Google Benchmark's
+// flags apply; OVERFILL_CPU_ISA caps the instruction set.
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "base/check.h"
@@ -27,16 +30,22 @@ constexpr int32_t kBlockTokens = 16;
 // Weights are rotated over this many bytes, so that no cache holds them.
 constexpr int64_t kColdBytes = 256 << 20;
 
-Device& BenchDevice() {
-  static Device* const device = [] {
-    DeviceOptions options;
-    if (const char* isa = std::getenv("OVERFILL_CPU_ISA")) {
-      options.cpu_isa = isa;
-    }
-    auto made = MakeDevice("cpu", options);
-    OVERFILL_CHECK_OK(made.status());
-    return made->release();
-  }();
+Device* NewBenchDevice(bool batch_invariant) {
+  DeviceOptions options;
+  options.batch_invariant = batch_invariant;
+  if (const char* isa = std::getenv("OVERFILL_CPU_ISA")) options.cpu_isa = isa;
+  auto made = MakeDevice("cpu", options);
+  OVERFILL_CHECK_OK(made.status());
+  return made->release();
+}
+
+// Made once each, and only when asked for: a team's threads wait in a spin.
+Device& BenchDevice(bool batch_invariant = false) {
+  if (batch_invariant) {
+    static Device* const device = NewBenchDevice(true);
+    return *device;
+  }
+  static Device* const device = NewBenchDevice(false);
   return *device;
 }
 
@@ -54,32 +63,40 @@ std::vector<float> Noise(int64_t count) {
   return values;
 }
 
-std::unique_ptr<LinearWeight> NewWeight(int64_t out, int64_t in) {
+using Weights = std::vector<std::unique_ptr<LinearWeight>>;
+
+// As many as fill kColdBytes. Kept: a benchmark is entered many times.
+const Weights& ColdWeights(Device& device, int64_t out, int64_t in) {
+  static auto* const made =
+      new std::map<std::tuple<Device*, int64_t, int64_t>, Weights>;
+  Weights& weights = (*made)[{&device, out, in}];
+  if (!weights.empty()) return weights;
   const std::vector<float> values = Noise(out * in);
   const HostTensor tensor{reinterpret_cast<const std::byte*>(values.data()),
                           DType::kF32,
                           {out, in}};
-  auto weight = BenchDevice().ops().MakeLinear({&tensor, 1}, {}, DType::kBF16);
-  OVERFILL_CHECK_OK(weight.status());
-  return *std::move(weight);
+  for (int64_t bytes = 0; bytes < kColdBytes; bytes += 2 * in * out) {
+    auto weight = device.ops().MakeLinear({&tensor, 1}, {}, DType::kBF16);
+    OVERFILL_CHECK_OK(weight.status());
+    weights.push_back(*std::move(weight));
+  }
+  return weights;
 }
 
 // One bf16 product of range(0) rows, range(1) -> range(2).
-void BM_Linear(benchmark::State& state) {
+void RunLinear(benchmark::State& state, bool batch_invariant) {
   const int64_t rows = state.range(0), in = state.range(1),
                 out = state.range(2);
-  std::vector<std::unique_ptr<LinearWeight>> weights;
-  for (int64_t bytes = 0; bytes < kColdBytes; bytes += 2 * in * out) {
-    weights.push_back(NewWeight(out, in));
-  }
+  Device& device = BenchDevice(batch_invariant);
+  const Weights& weights = ColdWeights(device, out, in);
   auto x = NewBuffer(rows * in * 4), y = NewBuffer(rows * out * 4);
   const Matrix x_view{x->data(), DType::kF32, rows, in, in};
   const Matrix y_view{y->data(), DType::kF32, rows, out, out};
-  auto stream = BenchDevice().NewStream(StreamPriority::kHigh);
+  auto stream = device.NewStream(StreamPriority::kHigh);
   size_t next = 0;
   for (auto _ : state) {
     StreamScope scope(*stream);
-    BenchDevice().ops().Linear(*stream, x_view, *weights[next], y_view, false);
+    device.ops().Linear(*stream, x_view, *weights[next], y_view, false);
     next = (next + 1) % weights.size();
   }
   OVERFILL_CHECK_OK(stream->Synchronize());
@@ -88,37 +105,52 @@ void BM_Linear(benchmark::State& state) {
       2.0 * static_cast<double>(rows * in * out * state.iterations()),
       benchmark::Counter::kIsRate);
 }
+void BM_Linear(benchmark::State& state) { RunLinear(state, false); }
 BENCHMARK(BM_Linear)
     ->ArgNames({"rows", "in", "out"})
     ->ArgsProduct({{1, 4, 16, 64, 512}, {kHidden}, {2 * kIntermediate}})
     ->ArgsProduct({{1, 16, 512}, {kIntermediate}, {kHidden}})
+    ->ArgsProduct({{1, 8, 32, 512}, {2048}, {8192}})
+    ->UseRealTime();
+void BM_LinearInvariant(benchmark::State& state) { RunLinear(state, true); }
+BENCHMARK(BM_LinearInvariant)
+    ->ArgNames({"rows", "in", "out"})
+    ->ArgsProduct({{1, 8, 32, 512}, {2048}, {8192}})
     ->UseRealTime();
 
-// Attention of range(0) decode rows over range(1) tokens of KV each.
-void BM_DecodeAttention(benchmark::State& state) {
-  const auto rows = static_cast<int32_t>(state.range(0));
+// Attention of range(0) sequences over range(1) tokens of KV each, of which the
+// last range(2) are rows of the step.
+void RunAttention(benchmark::State& state, bool batch_invariant) {
+  const auto sequences = static_cast<int32_t>(state.range(0));
   const auto tokens = static_cast<int32_t>(state.range(1));
+  const auto chunk = static_cast<int32_t>(state.range(2));
+  const int32_t rows = sequences * chunk;
   const auto max_blocks = static_cast<int32_t>(CeilDiv(tokens, kBlockTokens));
-  KvView kv{nullptr,  DType::kBF16, rows * max_blocks, 1,
-            kKvHeads, kBlockTokens, kHeadDim};
+  KvView kv{nullptr,      DType::kBF16, sequences * max_blocks, 1, kKvHeads,
+            kBlockTokens, kHeadDim};
   const int64_t kv_bytes = kv.num_blocks * kv.block_bytes();
   auto store = NewBuffer(kv_bytes);
   kv.data = store->data();
 
-  std::vector<int32_t> tables(rows * max_blocks), begins(rows + 1);
+  std::vector<int32_t> tables(sequences * max_blocks), begins, row_sequence,
+      positions;
   std::iota(tables.begin(), tables.end(), 0);
-  std::iota(begins.begin(), begins.end(), 0);
-  const std::vector<int32_t> positions(rows, tokens - 1);
-  const BatchView batch{rows,
-                        rows,
-                        1,
-                        tokens,
-                        max_blocks,
-                        begins.data(),
-                        positions.data(),
-                        begins.data(),
-                        begins.data(),
-                        tables.data()};
+  for (int32_t row = 0; row < rows; ++row) {
+    if (row % chunk == 0) begins.push_back(row);
+    row_sequence.push_back(row / chunk);
+    positions.push_back(tokens - chunk + row % chunk);
+  }
+  begins.push_back(rows);
+  BatchView batch;
+  batch.num_rows = rows;
+  batch.num_sequences = sequences;
+  batch.max_sequence_rows = chunk;
+  batch.max_kv_tokens = tokens;
+  batch.max_blocks = max_blocks;
+  batch.positions = positions.data();
+  batch.row_sequence = row_sequence.data();
+  batch.row_begin = begins.data();
+  batch.block_tables = tables.data();
   const AttentionShape shape{kHeads, kKvHeads, kHeadDim, 1e-5f};
   constexpr int64_t kQkvWidth = (kHeads + 2 * kKvHeads) * kHeadDim;
   constexpr int64_t kOutWidth = kHeads * kHeadDim;
@@ -126,19 +158,28 @@ void BM_DecodeAttention(benchmark::State& state) {
        out = NewBuffer(rows * kOutWidth * 4);
   const Matrix q{qkv->data(), DType::kF32, rows, kQkvWidth, kQkvWidth};
   const Matrix o{out->data(), DType::kF32, rows, kOutWidth, kOutWidth};
-  auto stream = BenchDevice().NewStream(StreamPriority::kHigh);
+  Device& device = BenchDevice(batch_invariant);
+  auto stream = device.NewStream(StreamPriority::kHigh);
   for (auto _ : state) {
     StreamScope scope(*stream);
-    BenchDevice().ops().PagedAttention(*stream, shape, batch, kv, 0, q, o);
+    device.ops().PagedAttention(*stream, shape, batch, kv, 0, q, o);
   }
   OVERFILL_CHECK_OK(stream->Synchronize());
   state.SetBytesProcessed(state.iterations() * kv_bytes);
 }
-BENCHMARK(BM_DecodeAttention)
-    ->ArgNames({"rows", "tokens"})
-    ->Args({1, 4096})
-    ->Args({16, 4096})
-    ->UseRealTime();
+void AttentionArgs(benchmark::internal::Benchmark* attention) {
+  attention->ArgNames({"sequences", "tokens", "rows_each"})
+      ->Args({1, 4096, 1})
+      ->Args({16, 4096, 1})
+      ->Args({1, 4096, 512})
+      ->UseRealTime();
+}
+void BM_Attention(benchmark::State& state) { RunAttention(state, false); }
+BENCHMARK(BM_Attention)->Apply(AttentionArgs);
+void BM_AttentionInvariant(benchmark::State& state) {
+  RunAttention(state, true);
+}
+BENCHMARK(BM_AttentionInvariant)->Apply(AttentionArgs);
 
 // What one thread can read: the sum of more memory than a cache holds.
 void BM_ReadBandwidth(benchmark::State& state) {

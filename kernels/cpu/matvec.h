@@ -1,5 +1,4 @@
-// Products with one panel of packed weights: our own kernels, used for few
-// rows everywhere and for any number of rows below AVX-512 BF16.
+// Products with one panel of packed weights.
 #ifndef OVERFILL_KERNELS_CPU_MATVEC_H_
 #define OVERFILL_KERNELS_CPU_MATVEC_H_
 
