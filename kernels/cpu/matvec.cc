@@ -23,6 +23,10 @@ using VF = hn::Vec<F32>;
 // A panel's block of this depth stays in the L2 cache while all rows use it.
 constexpr int64_t kDepthBlock = 2048;
 
+// For few rows the weights' way from memory is the time; this many pairs of
+// depth ahead of their use they set out.
+constexpr int64_t kPrefetchPairs = 16;
+
 // Loops over a tile are unrolled by request: else -O2 keeps the tile in memory
 // instead of registers, at half the speed.
 
@@ -85,8 +89,9 @@ HWY_INLINE void AccumulateBF16(const PanelProduct& p, int64_t row, int64_t col,
     VF w[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const auto pair = hn::Load(du, pairs + v * hn::Lanes(du));
-      w[v] = hn::BitCast(d, hn::ShiftLeft<16>(pair));
+      const uint32_t* at = pairs + v * hn::Lanes(du);
+      if (kRows <= 2) __builtin_prefetch(at + kPrefetchPairs * kPanelCols);
+      w[v] = hn::BitCast(d, hn::ShiftLeft<16>(hn::Load(du, at)));
     }
     AddProducts<kRows, kVectors>(x + k, p.x_stride, w, acc);
     if (k + 1 == end) break;
