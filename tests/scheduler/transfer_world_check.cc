@@ -29,7 +29,8 @@ std::string TransferWorld::Check() const {
   if (const absl::Status status = table_.CheckIntegrity(); !status.ok()) {
     return std::string(status.message());
   }
-  return CheckWrites();
+  if (std::string wrong = CheckWrites(); !wrong.empty()) return wrong;
+  return CheckContents();
 }
 
 // What can still be written, or read, is nobody else's and cannot become so.
@@ -43,21 +44,24 @@ std::string TransferWorld::CheckWrites() const {
         HasTransfer(request) && sequences_[request].epoch == transfer.epoch;
     for (int32_t block : transfer.destination) {
       std::string wrong =
-          CheckTouched(transfer.to_store, block, request, is_current);
+          CheckTouched(transfer.to_store, block, request, is_current, false);
       if (!wrong.empty()) return absl::StrCat("a transfer writes ", wrong);
     }
     for (int32_t block : transfer.source) {
       std::string wrong =
-          CheckTouched(transfer.from_store, block, request, true);
+          CheckTouched(transfer.from_store, block, request, true, true);
       if (!wrong.empty()) return absl::StrCat("a transfer reads ", wrong);
     }
   }
   for (int pool = 0; pool < 2; ++pool) {
     for (int request = 0; request < kNumRequests; ++request) {
-      for (int32_t block : steps_[pool].blocks[request]) {
-        std::string wrong =
-            CheckTouched(StoreOf(pool), block, request,
-                         sequences_[request].state != State::kEnded);
+      const std::vector<int32_t>& blocks = steps_[pool].blocks[request];
+      const int32_t first_written =
+          steps_[pool].begin[request] / options_.block_tokens;
+      for (int32_t i = 0; i < static_cast<int32_t>(blocks.size()); ++i) {
+        std::string wrong = CheckTouched(
+            StoreOf(pool), blocks[i], request,
+            sequences_[request].state != State::kEnded, i < first_written);
         if (!wrong.empty()) return absl::StrCat("a step touches ", wrong);
       }
     }
@@ -66,29 +70,34 @@ std::string TransferWorld::CheckWrites() const {
 }
 
 std::string TransferWorld::CheckTouched(int store, int32_t block, int writer,
-                                        bool may_be_held) const {
+                                        bool may_be_held, bool is_read) const {
   const std::string name = absl::StrCat("block ", block, " of store ", store);
-  if (FreeBlocks(pools_[store])[block]) {
+  const std::vector<int32_t> free = InOrder(pools_[store]);
+  if (std::find(free.begin(), free.end(), block) != free.end()) {
     return absl::StrCat(name, ", which can be given out");
+  }
+  if (!is_read && store == kPrefillStore && KeyOf(block) >= 0) {
+    return absl::StrCat(name, ", which can be found");
   }
   for (int request = 0; request < kNumRequests; ++request) {
     const std::vector<int32_t>& table =
         sequences_[request].holdings[store].table;
     if (std::find(table.begin(), table.end(), block) == table.end()) continue;
+    if (request != writer && is_read && is_content_shared()) continue;
     if (request != writer) return absl::StrCat(name, " of another request");
     if (!may_be_held) return absl::StrCat(name, ", which is held anew");
   }
   return "";
 }
 
-// All that the pool would give out, free or cached: of a copy, it is taken.
-std::vector<bool> TransferWorld::FreeBlocks(BlockPool pool) {
-  std::vector<bool> is_free(pool.num_blocks(), false);
+// Of a copy of the pool, all is taken.
+std::vector<int32_t> TransferWorld::InOrder(BlockPool pool) {
   pool.Unreserve(pool.credits());
   const int32_t count = pool.available();
   OVERFILL_CHECK(pool.Reserve(count));
-  for (int32_t i = 0; i < count; ++i) is_free[pool.Allocate(99)] = true;
-  return is_free;
+  std::vector<int32_t> blocks;
+  for (int32_t i = 0; i < count; ++i) blocks.push_back(pool.Allocate(99));
+  return blocks;
 }
 
 bool TransferWorld::IsGoal() const {
@@ -106,11 +115,14 @@ bool TransferWorld::IsGoal() const {
 
 bool TransferWorld::CanBeReliedOn(const Action& action) const {
   if (!options_.has_faults) return true;
-  return action.kind != Kind::kCancel && action.kind != Kind::kDeliver &&
-         action.kind != Kind::kDeliverKeep;
+  return action.kind != Kind::kCancel && action.kind != Kind::kFinishBad &&
+         action.kind != Kind::kDeliver && action.kind != Kind::kDeliverKeep;
 }
 
 std::string TransferWorld::Encode() const {
+  // What went wrong on the way here is not known of the state otherwise.
+  if (!violation_.empty()) return violation_;
+  if (options_.is_fork) return EncodeAs({0, 1});
   // The requests are alike, so their names do not matter either.
   return std::min(EncodeAs({0, 1}), EncodeAs({1, 0}));
 }
@@ -167,7 +179,41 @@ std::string TransferWorld::EncodeAs(
     }
     put(0);
   }
+  if (is_content_shared()) EncodeContents(order, names, next_name, code);
   return code;
+}
+
+void TransferWorld::EncodeContents(
+    const std::array<int, kNumRequests>& order,
+    std::array<std::vector<int8_t>, kNumStores>& names,
+    std::array<int8_t, kNumStores>& next_name, std::string& code) const {
+  const auto put = [&](int value) { code.push_back(static_cast<char>(value)); };
+  for (int32_t block : InOrder(pools_[kPrefillStore])) {
+    if (KeyOf(block) < 0) continue;  // free
+    int8_t& name = names[kPrefillStore][block];
+    if (name < 0) name = next_name[kPrefillStore]++;
+    put(name);
+  }
+  put(-1);
+  // What is free has no name, and no content that matters.
+  for (int store = 0; store < kNumStores; ++store) {
+    std::string contents(next_name[store] * (1 + 2 * options_.block_tokens), 0);
+    for (int32_t block = 0; block < pools_[store].num_blocks(); ++block) {
+      if (names[store][block] < 0) continue;
+      char* to =
+          &contents[names[store][block] * (1 + 2 * options_.block_tokens)];
+      *to++ = static_cast<char>(store == kPrefillStore ? KeyOf(block) : -1);
+      for (int32_t i = 0; i < options_.block_tokens; ++i) {
+        const Content& slot =
+            contents_[store][block * options_.block_tokens + i];
+        // The order of two is its own inverse.
+        *to++ =
+            static_cast<char>(slot.whose < 0 ? slot.whose : order[slot.whose]);
+        *to++ = static_cast<char>(slot.position);
+      }
+    }
+    code += contents;
+  }
 }
 
 int TransferWorld::RankOfLease(const Wire& wire) const {
@@ -181,10 +227,10 @@ int TransferWorld::RankOfLease(const Wire& wire) const {
 
 std::string TransferWorld::Describe(const Action& action) {
   static constexpr const char* kNames[] = {
-      "start",  "launch",     "finish step", "preempt",          "swap in",
-      "retry",  "exhaust",    "cancel",      "expire",           "write",
-      "arrive", "arrive bad", "deliver",     "deliver and keep", "lose",
-      "fenced"};
+      "start",   "launch", "finish step", "finish bad", "preempt",
+      "swap in", "retry",  "exhaust",     "cancel",     "expire",
+      "write",   "arrive", "arrive bad",  "deliver",    "deliver and keep",
+      "lose",    "fenced"};
   std::string text =
       absl::StrCat(kNames[static_cast<int>(action.kind)], " ", action.which);
   if (action.mask != 0) absl::StrAppend(&text, " of requests ", action.mask);
