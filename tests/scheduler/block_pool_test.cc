@@ -1,16 +1,18 @@
 #include "scheduler/block_pool.h"
 
-#include <algorithm>
-#include <map>
-#include <random>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/scheduler/rig.h"
+#include "tests/scheduler/block_pool_helpers.h"
 
 namespace overfill {
 namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 
 TEST(BlockPool, CreditsAreNeverMoreThanFreeBlocks) {
   BlockPool pool(3);
@@ -74,25 +76,239 @@ TEST(BlockPool, AHandedOverBlockIsTheNewOwners) {
   EXPECT_TRUE(pool.CheckIntegrity(after).ok());
 }
 
-TEST(BlockPool, IntegrityNamesWhatIsBroken) {
+TEST(BlockPool, AReleasedPublishedBlockIsKeptUntilItIsNeeded) {
+  BlockPool pool(3);
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 2);
+  ReleaseTable(pool, 1, table);
+  EXPECT_EQ(pool.num_cached(), 2);
+  EXPECT_EQ(pool.num_free(), 1);
+  EXPECT_EQ(pool.available(), 3);
+  EXPECT_EQ(pool.FindPrefix(Chain(7, 3)), table);
+  EXPECT_TRUE(pool.IsCached(table[0]));
+  // The free one goes first, then the deeper of the chain.
+  const std::vector<int32_t> other = Take(pool, 2, 2);
+  EXPECT_THAT(other, ElementsAre(2, table[1]));
+  EXPECT_THAT(pool.FindPrefix(Chain(7, 3)), ElementsAre(table[0]));
+  const BlockPool::Holding holdings[] = {{2, other, 0}};
+  EXPECT_TRUE(pool.CheckIntegrity(holdings).ok());
+  ReleaseTable(pool, 2, other);
+  EXPECT_EQ(pool.num_free(), 2);
+}
+
+TEST(BlockPool, FindPrefixEndsAtTheFirstKeyThatIsNotThere) {
   BlockPool pool(4);
-  ASSERT_TRUE(pool.Reserve(3));
-  const std::vector<int32_t> one = {pool.Allocate(1)};
-  const std::vector<int32_t> two = {pool.Allocate(2)};
-  const auto error = [&](std::vector<BlockPool::Holding> holdings) {
-    return std::string(pool.CheckIntegrity(holdings).message());
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 3);
+  EXPECT_THAT(pool.FindPrefix({}), IsEmpty());
+  EXPECT_THAT(pool.FindPrefix(Chain(8, 3)), IsEmpty());
+  EXPECT_EQ(pool.FindPrefix(Chain(7, 4)), table);
+  EXPECT_THAT(pool.FindPrefix(Chain(7, 1)), ElementsAre(table[0]));
+  pool.Withdraw(table[1]);
+  EXPECT_THAT(pool.FindPrefix(Chain(7, 3)), ElementsAre(table[0]));
+  pool.Withdraw(table[0]);
+  EXPECT_THAT(pool.FindPrefix(Chain(7, 3)), IsEmpty());
+}
+
+TEST(BlockPool, ACachedBlockIsReusedForOneCredit) {
+  BlockPool pool(2);
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 2);
+  ReleaseTable(pool, 1, table);
+  ASSERT_TRUE(pool.Reserve(2));
+  EXPECT_FALSE(pool.Reserve(1));
+  for (int32_t block : table) pool.Reuse(block, 2);
+  EXPECT_EQ(pool.credits(), 0);
+  EXPECT_EQ(pool.available(), 0);
+  EXPECT_EQ(pool.num_owned(), 2);
+  const BlockPool::Holding one[] = {{2, table, 0}};
+  EXPECT_TRUE(pool.CheckIntegrity(one).ok()) << pool.CheckIntegrity(one);
+  // A second one shares them, and pays nothing.
+  for (int32_t block : table) pool.Reuse(block, 3);
+  const BlockPool::Holding both[] = {{2, table, 0}, {3, table, 0}};
+  EXPECT_TRUE(pool.CheckIntegrity(both).ok()) << pool.CheckIntegrity(both);
+  ReleaseTable(pool, 2, table);
+  EXPECT_EQ(pool.num_owned(), 2);
+  ReleaseTable(pool, 3, table);
+  EXPECT_EQ(pool.num_cached(), 2);
+}
+
+TEST(BlockPool, AQuarantinedPublishedBlockIsReusedWithoutACredit) {
+  BlockPool pool(1);
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 1);
+  const uint64_t step = pool.Pin(table, "a step");
+  ReleaseTable(pool, 1, table);
+  EXPECT_EQ(pool.num_quarantined(), 1);
+  EXPECT_FALSE(pool.IsCached(table[0]));
+  EXPECT_EQ(pool.FindPrefix(Chain(7, 1)), table);
+  pool.Reuse(table[0], 2);
+  EXPECT_EQ(pool.num_quarantined(), 0);
+  const BlockPool::Holding holding[] = {{2, table, 0}};
+  EXPECT_TRUE(pool.CheckIntegrity(holding).ok());
+  pool.Unpin(step);
+  EXPECT_EQ(pool.num_owned(), 1);
+  pool.Release(table[0], 2);
+  EXPECT_EQ(pool.num_cached(), 1);
+}
+
+TEST(BlockPool, APinnedPublishedBlockIsCachedAfterItsLastPin) {
+  BlockPool pool(1);
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 1);
+  const uint64_t step = pool.Pin(table, "a step");
+  const uint64_t copy = pool.Pin(table, "a copy");
+  ReleaseTable(pool, 1, table);
+  pool.Unpin(copy);
+  EXPECT_EQ(pool.available(), 0);
+  pool.Unpin(step);
+  EXPECT_EQ(pool.num_quarantined(), 0);
+  EXPECT_EQ(pool.num_cached(), 1);
+  EXPECT_EQ(pool.available(), 1);
+}
+
+TEST(BlockPool, AWithdrawnBlockIsNotFoundInAnyState) {
+  BlockPool pool(3);
+  const std::vector<int32_t> held = TakeChain(pool, 1, 1, 1);
+  const std::vector<int32_t> cached = TakeChain(pool, 1, 2, 1);
+  const std::vector<int32_t> pinned = TakeChain(pool, 1, 3, 1);
+  const uint64_t step = pool.Pin(pinned, "a step");
+  ReleaseTable(pool, 1, cached);
+  ReleaseTable(pool, 1, pinned);
+  for (int32_t block = 0; block < 3; ++block) {
+    pool.Withdraw(block);
+    pool.Withdraw(block);  // has none any more
+  }
+  for (uint8_t chain = 1; chain <= 3; ++chain) {
+    EXPECT_THAT(pool.FindPrefix(Chain(chain, 1)), IsEmpty());
+  }
+  EXPECT_EQ(pool.num_free(), 1);
+  pool.Unpin(step);
+  EXPECT_EQ(pool.num_free(), 2);
+  ReleaseTable(pool, 1, held);
+  EXPECT_EQ(pool.num_free(), 3);
+  EXPECT_TRUE(pool.CheckIntegrity({}).ok());
+}
+
+TEST(BlockPool, AKeyNamesTheFirstBlockThatHasIt) {
+  BlockPool pool(2);
+  const std::vector<int32_t> first = TakeChain(pool, 1, 7, 1);
+  const std::vector<int32_t> second = TakeChain(pool, 2, 7, 1);
+  pool.Publish(first[0], Key(7, 0));
+  EXPECT_EQ(pool.FindPrefix(Chain(7, 1)), first);
+  ReleaseTable(pool, 2, second);
+  EXPECT_EQ(pool.num_free(), 1);
+  EXPECT_EQ(pool.num_cached(), 0);
+  ReleaseTable(pool, 1, first);
+  EXPECT_EQ(pool.num_cached(), 1);
+  // Where it is gone, another may take its place.
+  pool.Withdraw(first[0]);
+  const std::vector<int32_t> third = TakeChain(pool, 3, 7, 1);
+  EXPECT_EQ(pool.FindPrefix(Chain(7, 1)), third);
+}
+
+// The blocks that are cached, in the order in which they are evicted.
+std::vector<int32_t> EvictAll(BlockPool& pool) {
+  EXPECT_EQ(pool.num_cached(), pool.num_blocks());
+  return Take(pool, 99, pool.num_blocks());
+}
+
+TEST(BlockPool, TheLeastRecentlyUsedChainGoesFirstFromItsEnd) {
+  BlockPool pool(6);
+  const std::vector<int32_t> a = TakeChain(pool, 1, 1, 3);
+  const std::vector<int32_t> b = TakeChain(pool, 2, 2, 3);
+  ReleaseTable(pool, 1, a);
+  ReleaseTable(pool, 2, b);
+  ASSERT_TRUE(pool.Reserve(2));
+  for (int32_t block : {a[0], a[1]}) pool.Reuse(block, 3);
+  ReleaseTable(pool, 3, {a[0], a[1]});
+  EXPECT_THAT(EvictAll(pool), ElementsAre(a[2], b[2], b[1], b[0], a[1], a[0]));
+}
+
+TEST(BlockPool, PinnedChainsOfOneStepAreCachedDeeperBlocksFirst) {
+  BlockPool pool(4);
+  const std::vector<int32_t> a = TakeChain(pool, 1, 1, 3);
+  for (int32_t block : {a[0], a[1]}) pool.Reuse(block, 2);
+  ASSERT_TRUE(pool.Reserve(1));
+  const std::vector<int32_t> b = {a[0], a[1], pool.Allocate(2)};
+  pool.Publish(b[2], Key(2, 2));
+  std::vector<int32_t> rows = a;
+  rows.insert(rows.end(), b.begin(), b.end());
+  const uint64_t step = pool.Pin(rows, "a step");
+  ReleaseTable(pool, 1, a);
+  ReleaseTable(pool, 2, b);
+  EXPECT_EQ(pool.num_quarantined(), 4);
+  pool.Unpin(step);
+  EXPECT_THAT(EvictAll(pool), ElementsAre(b[2], a[2], a[1], a[0]));
+}
+
+TEST(BlockPool, TheVersionChangesWithWhatCanBeFound) {
+  BlockPool pool(2);
+  uint64_t version = pool.version();
+  const auto changed = [&] {
+    return std::exchange(version, pool.version()) != version;
   };
-  const std::vector<int32_t> outside = {4};
-  const std::vector<int32_t> nothing;
-  EXPECT_EQ(error({{1, one, 1}, {2, two, 0}}), "");
-  EXPECT_THAT(error({{1, one, 1}, {2, one, 0}}),
-              ::testing::HasSubstr("two owners"));
-  EXPECT_THAT(error({{1, one, 1}, {2, nothing, 0}}),
-              ::testing::HasSubstr("in 0 tables"));
-  EXPECT_THAT(error({{1, one, 1}, {2, outside, 0}}),
-              ::testing::HasSubstr("block 4 of 4"));
-  EXPECT_THAT(error({{1, one, 0}, {2, two, 0}}),
-              ::testing::HasSubstr("1 credits are out"));
+  std::vector<int32_t> table = Take(pool, 1, 1);
+  EXPECT_FALSE(changed());
+  pool.Publish(table[0], Key(1, 0));
+  EXPECT_TRUE(changed());
+  pool.Publish(table[0], Key(1, 0));
+  EXPECT_FALSE(changed());
+  pool.Release(table[0], 1);
+  EXPECT_TRUE(changed());
+  ASSERT_TRUE(pool.Reserve(1));
+  pool.Reuse(table[0], 2);
+  EXPECT_TRUE(changed());
+  const uint64_t pin = pool.Pin(table, "a step");
+  pool.Release(table[0], 2);
+  EXPECT_FALSE(changed());
+  pool.Unpin(pin);
+  EXPECT_TRUE(changed());
+  Take(pool, 3, 1);
+  EXPECT_FALSE(changed());
+  Take(pool, 3, 1);  // evicts
+  EXPECT_TRUE(changed());
+  pool.Publish(table[0], Key(1, 1));
+  EXPECT_TRUE(changed());
+  pool.Withdraw(table[0]);
+  EXPECT_TRUE(changed());
+  pool.Withdraw(table[0]);
+  EXPECT_FALSE(changed());
+}
+
+TEST(BlockPool, AHandOverOfASharedBlockHasNoEffect) {
+  BlockPool pool(2);
+  const std::vector<int32_t> table = TakeChain(pool, 1, 7, 2);
+  pool.Reuse(table[0], 2);
+  for (int32_t block : table) pool.Transfer(block, 1, 3);
+  const std::vector<int32_t> second = {table[0]};
+  const BlockPool::Holding holdings[] = {{3, table, 0}, {2, second, 0}};
+  EXPECT_TRUE(pool.CheckIntegrity(holdings).ok());
+  ReleaseTable(pool, 3, table);
+  // It was shared: it has no owner to be asked for.
+  pool.Transfer(table[0], 2, 4);
+  pool.Release(table[0], 4);
+  EXPECT_EQ(pool.num_cached(), 2);
+}
+
+// All that is linear in the pool would take minutes here.
+TEST(BlockPool, ALargePoolIsAsQuickAsASmallOne) {
+  constexpr int32_t kBlocks = 200000;
+  BlockPool pool(kBlocks);
+  uint32_t serial = 0;
+  const auto next_key = [&serial] {
+    BlockKey key{};
+    ++serial;
+    for (int i = 0; i < 4; ++i) key[i] = static_cast<uint8_t>(serial >> 8 * i);
+    return key;
+  };
+  for (int32_t i = 0; i < 5 * kBlocks; ++i) {
+    ASSERT_TRUE(pool.Reserve(1));
+    const int32_t block = pool.Allocate(1);
+    const BlockKey key = next_key();
+    pool.Publish(block, key);
+    const uint64_t pin = pool.Pin({&block, 1}, "a step");
+    pool.Release(block, 1);
+    pool.Unpin(pin);
+    ASSERT_EQ(pool.FindPrefix({&key, 1}).size(), 1u);
+  }
+  EXPECT_EQ(pool.num_cached(), kBlocks);
+  EXPECT_TRUE(pool.CheckIntegrity({}).ok());
 }
 
 TEST(BlockPoolDeathTest, MisuseIsStopped) {
@@ -106,136 +322,16 @@ TEST(BlockPoolDeathTest, MisuseIsStopped) {
   EXPECT_DEATH(pool.Transfer(block, 2, 3), "not its owner's");
   EXPECT_DEATH(pool.Unpin(1), "pin 1");
   EXPECT_DEATH(pool.Unreserve(1), "credits");
-}
-
-// A second, plainer account of the same events.
-class Book {
- public:
-  explicit Book(std::mt19937_64& random, int32_t num_blocks)
-      : random_(random), pool_(num_blocks) {}
-
-  void Act() {
-    switch (random_() % 8) {
-      case 0:
-        return Reserve();
-      case 1:
-      case 2:
-        return Allocate();
-      case 3:
-        return Release();
-      case 4:
-        return Pin();
-      case 5:
-        return Unpin();
-      case 6:
-        return HandOver();
-      default:
-        return Unreserve();
-    }
-  }
-
-  void Verify() const {
-    std::vector<BlockPool::Holding> holdings;
-    int32_t owned = 0;
-    for (const auto& [owner, held] : held_) {
-      holdings.push_back({owner, held.table, held.credits});
-      owned += static_cast<int32_t>(held.table.size());
-    }
-    const absl::Status status = pool_.CheckIntegrity(holdings);
-    ASSERT_TRUE(status.ok()) << status;
-    ASSERT_EQ(pool_.num_owned(), owned);
-    std::vector<bool> touched(pool_.num_blocks(), false);
-    for (const auto& [pin, blocks] : pins_) {
-      for (int32_t block : blocks) touched[block] = true;
-    }
-    for (const auto& [owner, held] : held_) {
-      for (int32_t block : held.table) touched[block] = false;
-    }
-    ASSERT_EQ(pool_.num_quarantined(),
-              std::count(touched.begin(), touched.end(), true));
-  }
-
-  void CloseAll() {
-    while (!pins_.empty()) Unpin();
-    for (auto& [owner, held] : held_) {
-      for (int32_t block : held.table) pool_.Release(block, owner);
-      pool_.Unreserve(held.credits);
-    }
-    held_.clear();
-    ASSERT_EQ(pool_.available(), pool_.num_blocks());
-  }
-
- private:
-  struct Held {
-    std::vector<int32_t> table;
-    int32_t credits = 0;
-  };
-
-  uint64_t SomeOwner() { return 1 + random_() % 5; }
-
-  void Reserve() {
-    const auto count = static_cast<int32_t>(random_() % 4);
-    const bool fits = count <= pool_.available();
-    ASSERT_EQ(pool_.Reserve(count), fits);
-    if (fits) held_[SomeOwner()].credits += count;
-  }
-  void Unreserve() {
-    Held& held = held_[SomeOwner()];
-    const auto count = static_cast<int32_t>(random_() % (held.credits + 1));
-    pool_.Unreserve(count);
-    held.credits -= count;
-  }
-  void Allocate() {
-    const uint64_t owner = SomeOwner();
-    Held& held = held_[owner];
-    if (held.credits == 0) return;
-    --held.credits;
-    held.table.push_back(pool_.Allocate(owner));
-  }
-  void Release() {
-    const uint64_t owner = SomeOwner();
-    Held& held = held_[owner];
-    if (held.table.empty()) return;
-    const size_t i = random_() % held.table.size();
-    pool_.Release(held.table[i], owner);
-    held.table.erase(held.table.begin() + static_cast<ptrdiff_t>(i));
-  }
-  void HandOver() {
-    const uint64_t from = SomeOwner();
-    const uint64_t to = SomeOwner();
-    if (held_[from].table.empty()) return;
-    const int32_t block = held_[from].table.back();
-    held_[from].table.pop_back();
-    pool_.Transfer(block, from, to);
-    held_[to].table.push_back(block);
-  }
-  void Pin() {
-    const Held& held = held_[SomeOwner()];
-    pins_.emplace_back(pool_.Pin(held.table, "x"), held.table);
-  }
-  void Unpin() {
-    if (pins_.empty()) return;
-    std::swap(pins_[random_() % pins_.size()], pins_.back());
-    pool_.Unpin(pins_.back().first);
-    pins_.pop_back();
-  }
-
-  std::mt19937_64& random_;
-  BlockPool pool_;
-  std::map<uint64_t, Held> held_;
-  std::vector<std::pair<uint64_t, std::vector<int32_t>>> pins_;
-};
-
-TEST(BlockPool, RandomSchedulesAddUp) {
-  std::mt19937_64 random(TestSeed());
-  for (int schedule = 0; schedule < 3000; ++schedule) {
-    Book book(random, static_cast<int32_t>(random() % 12));
-    for (int i = 0; i < 60; ++i) {
-      book.Act();
-      ASSERT_NO_FATAL_FAILURE(book.Verify());
-    }
-    ASSERT_NO_FATAL_FAILURE(book.CloseAll());
-  }
+  EXPECT_DEATH(pool.Transfer(1 - block, 2, 3), "not held");
+  EXPECT_DEATH(pool.Publish(1 - block, Key(1, 0)), "not held");
+  EXPECT_DEATH(pool.Reuse(block, 2), "not published");
+  EXPECT_DEATH(pool.Withdraw(-1), "block -1");
+  EXPECT_DEATH(pool.IsCached(2), "block 2");
+  pool.Publish(block, Key(1, 0));
+  EXPECT_DEATH(pool.Publish(block, Key(1, 1)), "another key");
+  EXPECT_DEATH(pool.Reuse(block, 1), "its own");
+  pool.Release(block, 1);
+  EXPECT_DEATH(pool.Reuse(block, 1), "unpaid");
 }
 
 }  // namespace
