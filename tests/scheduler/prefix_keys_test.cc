@@ -195,6 +195,21 @@ TEST(PrefixKeys, FieldsDoNotRunIntoEachOther) {
             child);
 }
 
+// A client chooses its tokens: they must not spell the end of another tenant's
+// text, were the tenant's length not in front of it.
+TEST(PrefixKeys, TokensCannotSpellTheEndOfAnotherTenantsText) {
+  const std::string end = Field(LittleEndian(2)) + Field("") +
+                          Field(LittleEndian(1) + LittleEndian(2));
+  ASSERT_EQ(end.size() % 4, 0u);
+  Tokens words(end.size() / 4);
+  std::memcpy(words.data(), end.data(), end.size());
+  const auto count = static_cast<int32_t>(words.size());
+  const std::string whole = Field(LittleEndian(count)) + Field("") + Field(end);
+  const std::string tenant = whole.substr(0, whole.size() - end.size());
+  EXPECT_NE(PrefixKeys("m", "", words, count, 1),
+            PrefixKeys("m", tenant, Tokens{1, 2}, 2, 1));
+}
+
 TEST(PrefixKeysDeathTest, OnlyFullBlocksHaveKeys) {
   const Tokens tokens(7);
   EXPECT_DEATH(PrefixKeys("m", "t", tokens, 4, 2), "8 vs 7");
