@@ -29,7 +29,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
     result = absl::InternalError("the step's result has another shape");
   }
   if (!result.ok()) {
-    Complain(absl::StrCat("a ", PoolName(step->pool),
+    LogError(absl::StrCat("a ", PoolName(step->pool),
                           " step failed: ", result.status().ToString()));
   }
   observer_->OnStep(step->pool, seconds, step->num_prompt_rows,

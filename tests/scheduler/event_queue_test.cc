@@ -85,7 +85,7 @@ TEST(EventQueueDeathTest, ThereIsOneEnd) {
   EventQueue queue(20, nullptr);
   (void)queue.Finish({});
   EXPECT_FALSE(queue.Push(Text("a")));
-  EXPECT_DEATH(queue.Finish({}), "second terminal");
+  EXPECT_DEATH((void)queue.Finish({}), "second terminal");
 }
 
 TEST(EventQueue, TheReaderMayPopWithinTheCall) {
