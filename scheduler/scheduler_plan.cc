@@ -1,11 +1,11 @@
 // What a pool does next.
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <span>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "scheduler/make_room.h"
 #include "scheduler/scheduler_impl.h"
 #include "scheduler/turn_order.h"
 
@@ -17,12 +17,10 @@ using Clock = std::chrono::steady_clock;
 // Of the queue, so many are looked at in one step: more do not start in it.
 constexpr size_t kMaxCandidates = 32;
 
-// Whose blocks last: the higher priority, then the elder.
-bool OutlastsBlocks(const SequencePtr& a, const SequencePtr& b) {
-  if (a->request().priority != b->request().priority) {
-    return a->request().priority > b->request().priority;
-  }
-  return a->uid < b->uid;
+RunningAnswer AnswerOf(const Sequence& sequence) {
+  return {.priority = sequence.request().priority,
+          .order = sequence.uid,
+          .is_to_leave = sequence.is_to_leave};
 }
 
 }  // namespace
@@ -88,7 +86,10 @@ void SchedulerImpl::Launch(Step& step) {
 
 std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
   std::vector<SequencePtr> answers = At(pool).decoding;
-  std::sort(answers.begin(), answers.end(), OutlastsBlocks);
+  std::sort(answers.begin(), answers.end(),
+            [](const SequencePtr& a, const SequencePtr& b) {
+              return OutlastsBlocks(AnswerOf(*a), AnswerOf(*b));
+            });
   std::vector<SequencePtr> runnable;
   for (const SequencePtr& sequence : answers) {
     // One further up may have taken this one's place.
@@ -106,36 +107,37 @@ std::vector<SequencePtr> SchedulerImpl::Runnable(PoolId pool) {
   return runnable;
 }
 
-// A sequence that finds no block waits for those of one that is leaving, else
-// it takes the place of the one that would outlast the least, which may be
-// itself. Quarantined blocks are not waited for: a fence may never end.
-// Prompts are not preempted: they hold all that they need to become answers.
 void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
   const int store = StoreOf(sequence->answer_pool());
   OVERFILL_CHECK(stores_.CanSwap(store)) << "growth without a credit";
-  SequencePtr victim = sequence;
-  bool is_alone = true;
+  std::vector<SequencePtr> sequences;
+  std::vector<RunningAnswer> answers;
+  size_t needy = 0;
   for (const PoolState& pool : pools_) {
     for (const SequencePtr& other : pool.decoding) {
-      if (other == sequence || StoreOf(other->answer_pool()) != store) continue;
-      if (other->is_to_leave) return;
-      is_alone = false;
-      if (OutlastsBlocks(victim, other)) victim = other;
+      if (StoreOf(other->answer_pool()) != store) continue;
+      if (other == sequence) needy = answers.size();
+      sequences.push_back(other);
+      answers.push_back(AnswerOf(*other));
     }
   }
-  for (const auto& [id, pins] : pins_) {
-    const Sequence& moving = *pins.sequence;
-    if (moving.state == SequenceState::kLeaving &&
-        StoreOf(moving.answer_pool()) == store) {
-      return;
-    }
-  }
-  if (is_alone) return;
+  const auto index = ChooseVictim(answers, needy, IsRoomComing(store));
+  if (!index) return;
+  const SequencePtr& victim = sequences[*index];
   if (victim->is_in_step) {
     victim->is_to_leave = true;
   } else {
     Preempt(victim);
   }
+}
+
+bool SchedulerImpl::IsRoomComing(int store) const {
+  if (ledger_.Quarantined(store) > 0) return true;
+  return std::any_of(pins_.begin(), pins_.end(), [&](const auto& entry) {
+    const Sequence& moving = *entry.second.sequence;
+    return moving.state == SequenceState::kLeaving &&
+           StoreOf(moving.answer_pool()) == store;
+  });
 }
 
 PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
@@ -158,7 +160,8 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
          .needs = {}});
   }
   for (const auto& [uid, sequence] : swapped_) {
-    add(sequence, {.order = uid,
+    add(sequence, {.priority = sequence->request().priority,
+                   .order = uid,
                    .needs = NeedsToReturn(*sequence),
                    .is_return = true,
                    .is_here = sequence->answer_pool() == pool});
@@ -168,7 +171,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   const SteadyTime now = Clock::now();
   for (const LivePtr& live : NextQueued(now)) {
     const SequencePtr sequence = PtrOf(live, 0);
-    const KvLedger::Prefix& prefix = PrefixOf(*live);
+    const KvLedger::Prefix prefix = PrefixOf(*live);
     add(sequence,
         {.priority =
              EffectivePriority(live->request.priority, live->request.arrival,
@@ -197,14 +200,13 @@ Resources SchedulerImpl::AvailableNow() const {
     available.slots[i] = pools_[i].free_slots;
     available.blocks[i] = ledger_.Available(i);
     if (!stores_.CanSwap(i)) continue;
-    // A block for each running answer stays: else every start would preempt.
-    int32_t num_growing = 0;
+    int32_t num_answers = 0;
     for (int pool = 0; pool < 2; ++pool) {
       if (StoreOf(static_cast<PoolId>(pool)) == i) {
-        num_growing += static_cast<int32_t>(pools_[pool].decoding.size());
+        num_answers += static_cast<int32_t>(pools_[pool].decoding.size());
       }
     }
-    available.blocks[i] = std::max(0, available.blocks[i] - num_growing);
+    available.blocks[i] = AvailableForStarts(available.blocks[i], num_answers);
   }
   return available;
 }
@@ -258,27 +260,13 @@ Resources SchedulerImpl::NeedsToReturn(const Sequence& sequence) const {
   return needs;
 }
 
-const KvLedger::Prefix& SchedulerImpl::PrefixOf(LiveRequest& live) const {
-  const int store = StoreOf(live.first().prompt_pool());
-  const uint64_t version = ledger_.prefix_version(store);
-  if (live.prefix_version == version) return live.prefix;
+KvLedger::Prefix SchedulerImpl::PrefixOf(const LiveRequest& live) const {
   // The last position is always computed: its logits are what is wanted.
   const size_t num_keys = std::min<size_t>(
       live.prefix_keys.size(),
       (live.first().prompt_tokens() - 1) / stores_.block_tokens);
-  live.prefix =
-      ledger_.FindPrefix(store, std::span(live.prefix_keys).first(num_keys));
-  live.prefix_version = version;
-  return live.prefix;
-}
-
-bool SchedulerImpl::FitsBesideFenced(const Resources& needs) const {
-  for (int store = 0; store < 2; ++store) {
-    const int64_t room =
-        int64_t{stores_.Total()[store]} - transfers_.NumFencingBlocks(store);
-    if (needs.blocks[store] > room) return false;
-  }
-  return true;
+  return ledger_.FindPrefix(StoreOf(live.first().prompt_pool()),
+                            std::span(live.prefix_keys).first(num_keys));
 }
 
 void SchedulerImpl::Start(const LivePtr& live) {
@@ -287,7 +275,6 @@ void SchedulerImpl::Start(const LivePtr& live) {
   // A block that is cached costs as much as one that is not, so that the needs
   // are still within it.
   const KvLedger::Prefix prefix = PrefixOf(*live);
-  live->prefix = {};
   const Resources needs = NeedsToStart(*live, prefix);
   const int rest_store = StoreOf(first.answer_pool());
   std::array<int32_t, 2> blocks = needs.blocks;
