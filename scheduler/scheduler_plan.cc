@@ -146,37 +146,37 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   input.num_decode_rows = num_decode_rows;
   input.budget = BudgetNow(pool);
   input.available = AvailableNow();
+  const SteadyTime now = Clock::now();
+  // What has begun ages as what waits does: it came earlier, and stays before
+  // what came later with its priority.
   const auto add = [&](const SequencePtr& sequence,
-                       const PrefillCandidate& candidate) {
+                       PrefillCandidate candidate) {
+    const Request& request = sequence->request();
+    candidate.priority = EffectivePriority(request.priority, request.arrival,
+                                           now, options_.priority_ageing);
     input.prefill.push_back(candidate);
     candidates.push_back(sequence);
   };
   for (const SequencePtr& sequence : At(pool).prefilling) {
     add(sequence,
-        {.priority = sequence->request().priority,
-         .order = sequence->uid,
+        {.order = sequence->uid,
          .remaining_rows = sequence->prompt_tokens() - sequence->num_computed,
          .is_started = true,
          .needs = {}});
   }
   for (const auto& [uid, sequence] : swapped_) {
-    add(sequence, {.priority = sequence->request().priority,
-                   .order = uid,
+    add(sequence, {.order = uid,
                    .needs = NeedsToReturn(*sequence),
                    .is_return = true,
                    .is_here = sequence->answer_pool() == pool});
   }
   // Behind all that have begun.
   uint64_t order = next_uid_;
-  const SteadyTime now = Clock::now();
   for (const LivePtr& live : NextQueued(now)) {
     const SequencePtr sequence = PtrOf(live, 0);
     const KvLedger::Prefix prefix = PrefixOf(*live);
     add(sequence,
-        {.priority =
-             EffectivePriority(live->request.priority, live->request.arrival,
-                               now, options_.priority_ageing),
-         .order = order++,
+        {.order = order++,
          .remaining_rows =
              sequence->prompt_tokens() -
              static_cast<int32_t>(prefix.blocks.size()) * stores_.block_tokens,

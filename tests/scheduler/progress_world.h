@@ -270,6 +270,9 @@ class ProgressWorld {
           std::min_element(answers.begin(), answers.end(), OutlastsBlocks) -
           answers.begin();
     }
+    if (sequences[*victim].get() == FirstInLine()) {
+      violation_ = "the first in line gave up its place";
+    }
     if (sequences[*victim]->is_in_step) {
       sequences[*victim]->is_to_leave = true;
     } else {
@@ -503,9 +506,6 @@ class ProgressWorld {
       return;
     }
     ++counts_.preemptions;
-    if (sequence.get() == FirstInLine()) {
-      violation_ = "the first in line gave up its place";
-    }
     std::erase(decoding_[static_cast<int>(sequence->answer_pool())], sequence);
     FreeSlot(*sequence, static_cast<int>(sequence->answer_pool()));
     ledger_.Unreserve(*sequence, store);
