@@ -100,7 +100,8 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Sees to it that blocks for `sequence` come free.
   void MakeRoom(const SequencePtr& sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Whether blocks come free without anybody's leaving.
+  // Whether blocks come free soon without anybody's leaving: not those that
+  // wait for a fence, which may never come.
   bool IsRoomComing(int store) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `candidates` become parallel to the input's.
   PlanInput MakeInput(PoolId pool, int32_t num_decode_rows,

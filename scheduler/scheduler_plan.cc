@@ -132,7 +132,9 @@ void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
 }
 
 bool SchedulerImpl::IsRoomComing(int store) const {
-  if (ledger_.Quarantined(store) > 0) return true;
+  if (ledger_.Quarantined(store) > transfers_.NumFencedBlocks(store)) {
+    return true;
+  }
   return std::any_of(pins_.begin(), pins_.end(), [&](const auto& entry) {
     const Sequence& moving = *entry.second.sequence;
     return moving.state == SequenceState::kLeaving &&

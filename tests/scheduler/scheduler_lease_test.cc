@@ -242,6 +242,25 @@ TEST(LeaseOfAMigration, BothSidesAreQuarantined) {
   rig.Finish();
 }
 
+// A fence that does not come keeps its own blocks; who needs others takes them
+// from those that can leave, and does not wait for it.
+TEST(LeaseOfAMigration, AnswersMakeRoomWhileItsFenceIsMissing) {
+  RigOptions options = Options(/*is_shared=*/false, kLease);
+  options.prefill_blocks = 24;
+  Rig rig(options);
+  rig.mover.CloseGate();
+  Client& stopped = rig.Submit(DecodePath::kTwoStage, 10, 20);
+  rig.ExpectStatus(stopped, absl::StatusCode::kUnavailable);
+  EXPECT_EQ(rig.Blocks(0).quarantined, 3);
+  for (int i = 0; i < 3; ++i) rig.Submit(DecodePath::kFull, 9, 60);
+  for (int i = 1; i < 4; ++i) rig.ExpectRight(*rig.clients[i]);
+  EXPECT_GT(rig.observer.counts().preemptions, 0);
+  EXPECT_EQ(rig.scheduler->Stats().transfers.fencing, 1);
+  ExpectSound(rig);
+  rig.mover.OpenGate();
+  rig.Finish();
+}
+
 struct Misbehaviour {
   FaultRates rates;
   milliseconds lease;
