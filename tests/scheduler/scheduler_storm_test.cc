@@ -197,5 +197,46 @@ TEST(Storm, AProbeSucceedsAfterEachMassCancel) {
   rig.Finish();
 }
 
+// The same, over stores that most must be swapped out of, with prompts that
+// begin alike, while they are at all points of their way.
+TEST(Storm, AProbeSucceedsAfterEachMassCancelWithSwapAndSharedPrefixes) {
+  for (const bool is_shared : {true, false}) {
+    RigOptions options;
+    options.is_shared = is_shared;
+    options.prefill_blocks = 60;
+    options.decode_blocks = 60;
+    options.swap_blocks = {400, is_shared ? 0 : 400};
+    Rig rig(options);
+    const Request root = rig.MakeRequest(DecodePath::kTwoStage, 24, 60);
+    const auto make = [&] {
+      Request request = rig.MakeRequest(DecodePath::kTwoStage, 26, 60);
+      std::copy(root.prompt_ids.begin(), root.prompt_ids.end(),
+                request.prompt_ids.begin());
+      request.n = 1 + static_cast<int32_t>(rig.random() % 3);
+      return request;
+    };
+    for (int round = 0; round < 4; ++round) {
+      std::vector<Client*> round_clients;
+      for (int i = 0; i < 300; ++i) {
+        round_clients.push_back(&rig.Submit(make()));
+      }
+      // Into the midst of it.
+      const int64_t before = rig.observer.counts().preemptions;
+      while (rig.observer.counts().preemptions < before + 1 + round) {
+        std::this_thread::yield();
+      }
+      for (Client* client : round_clients) {
+        rig.scheduler->Cancel(client->uid, absl::CancelledError("x"));
+      }
+      const absl::Status status = rig.scheduler->CheckIntegrity();
+      EXPECT_TRUE(status.ok()) << status;
+      EXPECT_EQ(rig.scheduler->Stats().requests.queued, 0);
+      rig.ExpectRight(rig.Submit(make()));
+    }
+    rig.Finish();
+    EXPECT_GT(rig.observer.counts().hit_tokens, 0);
+  }
+}
+
 }  // namespace
 }  // namespace overfill
