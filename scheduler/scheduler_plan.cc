@@ -1,6 +1,7 @@
 // What a pool does next.
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <span>
 
 #include "absl/strings/str_cat.h"
@@ -132,7 +133,7 @@ void SchedulerImpl::MakeRoom(const SequencePtr& sequence) {
 }
 
 bool SchedulerImpl::IsRoomComing(int store) const {
-  if (ledger_.Quarantined(store) > transfers_.NumFencedBlocks(store)) {
+  if (ledger_.Quarantined(store) > transfers_.NumFencingBlocks(store)) {
     return true;
   }
   return std::any_of(pins_.begin(), pins_.end(), [&](const auto& entry) {
@@ -149,6 +150,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   input.budget = BudgetNow(pool);
   input.available = AvailableNow();
   const SteadyTime now = Clock::now();
+  std::map<absl::string_view, int32_t> tenants;
   // What has begun ages as what waits does: it came earlier, and stays before
   // what came later with its priority.
   const auto add = [&](const SequencePtr& sequence,
@@ -156,6 +158,9 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
     const Request& request = sequence->request();
     candidate.priority = EffectivePriority(request.priority, request.arrival,
                                            now, options_.priority_ageing);
+    const auto next = static_cast<int32_t>(tenants.size());
+    candidate.tenant = tenants.emplace(request.tenant, next).first->second;
+    candidate.is_blocking = FitsBesideFenced(candidate.needs);
     input.prefill.push_back(candidate);
     candidates.push_back(sequence);
   };
@@ -176,7 +181,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   uint64_t order = next_uid_;
   for (const LivePtr& live : NextQueued(now)) {
     const SequencePtr sequence = PtrOf(live, 0);
-    const KvLedger::Prefix prefix = PrefixOf(*live);
+    const KvLedger::Prefix& prefix = PrefixOf(*live);
     add(sequence,
         {.order = order++,
          .remaining_rows =
@@ -262,13 +267,27 @@ Resources SchedulerImpl::NeedsToReturn(const Sequence& sequence) const {
   return needs;
 }
 
-KvLedger::Prefix SchedulerImpl::PrefixOf(const LiveRequest& live) const {
+const KvLedger::Prefix& SchedulerImpl::PrefixOf(LiveRequest& live) const {
+  const int store = StoreOf(live.first().prompt_pool());
+  const uint64_t version = ledger_.prefix_version(store);
+  if (live.prefix_version == version) return live.prefix;
   // The last position is always computed: its logits are what is wanted.
   const size_t num_keys = std::min<size_t>(
       live.prefix_keys.size(),
       (live.first().prompt_tokens() - 1) / stores_.block_tokens);
-  return ledger_.FindPrefix(StoreOf(live.first().prompt_pool()),
-                            std::span(live.prefix_keys).first(num_keys));
+  live.prefix =
+      ledger_.FindPrefix(store, std::span(live.prefix_keys).first(num_keys));
+  live.prefix_version = version;
+  return live.prefix;
+}
+
+bool SchedulerImpl::FitsBesideFenced(const Resources& needs) const {
+  for (int store = 0; store < 2; ++store) {
+    const int64_t room =
+        int64_t{stores_.Total()[store]} - transfers_.NumFencingBlocks(store);
+    if (needs.blocks[store] > room) return false;
+  }
+  return true;
 }
 
 void SchedulerImpl::Start(const LivePtr& live) {
@@ -277,6 +296,7 @@ void SchedulerImpl::Start(const LivePtr& live) {
   // A block that is cached costs as much as one that is not, so that the needs
   // are still within it.
   const KvLedger::Prefix prefix = PrefixOf(*live);
+  live->prefix = {};
   const Resources needs = NeedsToStart(*live, prefix);
   const int rest_store = StoreOf(first.answer_pool());
   std::array<int32_t, 2> blocks = needs.blocks;

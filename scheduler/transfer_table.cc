@@ -93,18 +93,6 @@ KvTransfer TransferTable::Remove(std::map<Id, Entry>::iterator it) {
   return transfer;
 }
 
-int32_t TransferTable::NumFencedBlocks(int32_t store) const {
-  if (counts_.fencing == 0) return 0;
-  size_t count = 0;
-  for (const auto& [id, entry] : entries_) {
-    if (!entry.is_fencing) continue;
-    const KvTransfer& transfer = entry.transfer;
-    if (transfer.from_store == store) count += transfer.source.size();
-    if (transfer.to_store == store) count += transfer.destination.size();
-  }
-  return static_cast<int32_t>(count);
-}
-
 absl::Status TransferTable::CheckIntegrity() const {
   int32_t sending = 0;
   for (const auto& [id, entry] : entries_) {

@@ -63,9 +63,8 @@ class TransferTable {
   // The first lease that will pass; SteadyTime::max() without one.
   SteadyTime NextLease() const;
   const TransferCounts& counts() const { return counts_; }
-  // Blocks of a store that transfers which are being fenced touch; one that two
-  // of them read counts twice.
-  int32_t NumFencedBlocks(int32_t store) const;
+  // Blocks of a store that wait for a fence.
+  int64_t NumFencingBlocks(int32_t store) const;
 
   // INTERNAL names what does not add up: a count, a lease, a block that two
   // transfers write, or that one writes and another reads.
