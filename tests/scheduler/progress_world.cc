@@ -192,8 +192,8 @@ void ProgressWorld::MakeRoom(const SequencePtr& sequence) {
 }
 
 bool ProgressWorld::IsRoomComing(int store) const {
-  return ledger_.Quarantined(store) > 0 ||
-         std::any_of(transfers_.begin(), transfers_.end(),
+  if (ledger_.Quarantined(store) > 0) return true;
+  return std::any_of(transfers_.begin(), transfers_.end(),
                      [&](const Transfer& transfer) {
                        return transfer.from == store &&
                               transfer.state == SequenceState::kLeaving &&
@@ -456,6 +456,10 @@ void ProgressWorld::FinishTransfer(size_t index) {
     case SequenceState::kLeaving:
       sequence->state = SequenceState::kSwapped;
       swapped_[sequence->uid] = sequence;
+      return;
+    case SequenceState::kForking:
+      ledger_.ReturnLent(*sequence, transfer.from);
+      BeginDecode(sequence);
       return;
     default:
       BeginDecode(sequence);

@@ -14,7 +14,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// The steps of the full model at which one request's tokens came.
+// The steps of the full model at which one request's tokens came. With the last
+// of them its gate is closed.
 class StepsOf {
  public:
   StepsOf(Rig& rig, int32_t max_tokens) : steps_(max_tokens) {
@@ -23,10 +24,11 @@ class StepsOf {
       return absl::OkStatus();
     };
     rig.full.script =
-        [this](const SequenceStep&,
-               const SamplingState& draw) -> std::optional<SampledToken> {
-      if (draw.params().seed == seed_)
-        steps_[draw.token_index()] = num_steps_.load();
+        [this, &rig](const SequenceStep&,
+                     const SamplingState& draw) -> std::optional<SampledToken> {
+      if (draw.params().seed != seed_) return std::nullopt;
+      steps_[draw.token_index()] = num_steps_.load();
+      if (draw.token_index() + 1 == steps_.size()) rig.full.CloseGate();
       return std::nullopt;
     };
   }
@@ -56,7 +58,6 @@ TEST(Fairness, AFloodOfLongPromptsHoldsUpAShortOneForOneChunk) {
     rig.Submit(request);
   }
   for (int i = 0; i < 10; ++i) {
-    rig.full.CloseGate();
     rig.full.AwaitAtGate();  // a step is planned, and not counted
     const int32_t before = steps.now();
     Request request = rig.MakeRequest(DecodePath::kFull, 8, kTokens);
@@ -74,6 +75,7 @@ TEST(Fairness, AFloodOfLongPromptsHoldsUpAShortOneForOneChunk) {
   int num_left = 0;
   for (int i = 0; i < 60; ++i) num_left += !rig.clients[i]->HasEnded();
   EXPECT_GT(num_left, 30);
+  rig.full.OpenGate();
   rig.Finish();
 }
 
