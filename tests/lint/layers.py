@@ -3,8 +3,8 @@
     python3 -m tests.lint.layers [ROOT]
 
 server -> scheduler -> engine -> kernels -> base, never back. CUDA headers stay
-in kernels/cuda, generated protos in server/ and client/, and no file above
-kernels/ asks the preprocessor which backend it has.
+in kernels/cuda, generated protos in server/, client/ and benchmarks/, and no
+file above kernels/ asks the preprocessor which backend it has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAY_INCLUDE = {
     "client": {"base", "client"},
     "benchmarks": {"base", "kernels", "engine", "benchmarks"},
 }
-PROTO_FOLDERS = ("proto", "server", "client")
+PROTO_FOLDERS = ("proto", "server", "client", "benchmarks")
 MAX_LINES = 500
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
