@@ -68,6 +68,7 @@ class LoadClient::Runner {
     }
     StopIfDone();
     loop_.Run();
+    OVERFILL_CHECK(static_cast<int64_t>(result_.records.size()) == num_sent_);
     return std::move(result_);
   }
 
@@ -129,8 +130,8 @@ class LoadClient::Runner {
   }
 
   void OnEnd(const std::shared_ptr<StreamCall>& call) {
+    OVERFILL_CHECK(live_.erase(call) == 1);  // a call ends once
     result_.records.push_back(call->TakeRecord());
-    live_.erase(call);
     if (options_.concurrency > 0 && !stopped_) SendNext();
     StopIfDone();
   }
