@@ -127,15 +127,19 @@ void AddArrivalFlags(FlagSet& flags, ServeOptions& options) {
                  1 << 16, &options.concurrency);
   flags.AddInt("num_requests", "requests of a run; 0: what the duration holds",
                0, kMaxInt32, &options.num_requests);
-  flags.AddDuration("duration", "of sending; 0: until num_requests",
+  flags.AddDuration("duration",
+                    "how long requests are sent; 0: until num_requests",
                     &options.duration);
-  flags.AddDuration("warm_up", "of it, whose requests' latencies do not count",
-                    &options.warm_up);
+  flags.AddDuration(
+      "warm_up",
+      "begin of the duration, whose requests' latencies do not count",
+      &options.warm_up);
   flags.AddBool("cancel_at_end", "cancel what still runs after the duration",
                 &options.cancel_at_end);
-  flags.AddDuration("give_up",
-                    "after the last was sent: what has not ended is an error",
-                    &options.give_up);
+  flags.AddDuration(
+      "give_up",
+      "so long after the last was sent, what has not ended is an error",
+      &options.give_up);
 }
 
 void AddRequestFlags(FlagSet& flags, ServeOptions& options) {
@@ -148,19 +152,20 @@ void AddRequestFlags(FlagSet& flags, ServeOptions& options) {
             LengthSetter(&workload.output));
   flags.AddInt32("prefix_tokens", "shared tokens that prompts begin with", 0,
                  LengthDistribution::kMaxTokens, &workload.prefix_tokens);
-  flags.AddInt32("num_prefixes", "so many different ones", 1, 1 << 20,
+  flags.AddInt32("num_prefixes", "how many different ones", 1, 1 << 20,
                  &workload.num_prefixes);
-  flags.Add("priorities", "MIN:MAX", "drawn from evenly (0:0)",
+  flags.Add("priorities", "MIN:MAX", "of requests, drawn evenly (0:0)",
             PrioritiesSetter(&workload));
-  flags.Add("paths", "PATH,...", "drawn from evenly (two_stage)",
+  flags.Add("paths", "PATH,...",
+            "of two_stage, full and pruned, drawn evenly (two_stage)",
             PathsSetter(&workload.paths));
   flags.AddInt32("n", "answers per request", 1, 1 << 16, &options.n);
   flags.Add("temperature", "F", "0: greedy (1)",
             NumberSetter(0, 1e6, &options.temperature));
   flags.AddBool("ignore_eos", "answers are as long as drawn (true)",
                 &options.ignore_eos);
-  flags.AddInt32("logprobs", "asked for with each token; -1: none", -1, 20,
-                 &options.logprobs);
+  flags.AddInt32("logprobs", "best ones asked for with each token; -1: none",
+                 -1, 20, &options.logprobs);
   flags.AddInt32("vocab", "prompt ids are below; 0: the model's vocabulary", 0,
                  kMaxInt32, &options.vocab_size);
   flags.Add("seed", "N", "draws the same requests again (1)",
@@ -180,35 +185,41 @@ void AddAbuseFlags(FlagSet& flags, ServeOptions& options) {
   };
   fraction("cancel_fraction", "share of requests that are cancelled",
            &workload.cancel_fraction);
-  flags.Add("cancel_within", "DURATION",
-            "a cancel comes within it; absent: after some tokens only",
-            SecondsSetter(&workload.cancel_within_seconds));
+  flags.Add(
+      "cancel_within", "DURATION",
+      "a cancel comes within it, or after some tokens, whichever is first; "
+      "absent: after some tokens",
+      SecondsSetter(&workload.cancel_within_seconds));
   fraction("slow_fraction", "share of readers that wait before each read",
            &workload.slow_fraction);
-  flags.AddDuration("slow_delay", "how long", &options.slow_delay);
+  flags.AddDuration("slow_delay", "wait of a slow reader before each read",
+                    &options.slow_delay);
   fraction("dead_fraction", "share of readers that never read",
            &workload.dead_fraction);
   flags.AddDuration("dead_hold", "after it a dead reader leaves",
                     &options.dead_hold);
   fraction("deadline_fraction", "share of requests with a tiny deadline",
            &workload.deadline_fraction);
-  flags.Add("tiny_deadline", "DURATION", "at most (20ms)",
+  flags.Add("tiny_deadline", "DURATION", "longest tiny deadline (20ms)",
             SecondsSetter(&workload.tiny_deadline_seconds));
-  flags.Add("timeout", "DURATION", "deadline of the others; absent: none",
+  flags.Add("timeout", "DURATION",
+            "deadline of all other requests; absent: none",
             SecondsSetter(&workload.timeout_seconds));
 }
 
 void AddOutputFlags(FlagSet& flags, ServeOptions& options) {
   flags.Add("slo_ttft", "DURATION", "goodput's bound of TTFT",
             SecondsSetter(&options.objectives.ttft));
-  flags.Add("slo_itl", "DURATION", "... of each gap between tokens",
+  flags.Add("slo_itl", "DURATION",
+            "goodput's bound of each gap between messages",
             SecondsSetter(&options.objectives.itl));
-  flags.Add("slo_tpot", "DURATION", "... of TPOT",
+  flags.Add("slo_tpot", "DURATION", "goodput's bound of TPOT",
             SecondsSetter(&options.objectives.tpot));
-  flags.Add("slo_e2e", "DURATION", "... of the whole request",
+  flags.Add("slo_e2e", "DURATION", "goodput's bound of the whole request",
             SecondsSetter(&options.objectives.e2e));
-  flags.AddInt32("channels", "connections", 1, 1024, &options.num_channels);
-  flags.AddDuration("connect_timeout", "for the server to be there",
+  flags.AddInt32("channels", "connections that normal readers share", 1, 1024,
+                 &options.num_channels);
+  flags.AddDuration("connect_timeout", "wait for the server to be there",
                     &options.connect_timeout);
   flags.AddString("json", "FILE", "results for machines", &options.json_file);
   flags.AddString("plot", "FILE", "SVG of latency against rate",

@@ -5,6 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -80,6 +84,27 @@ TEST(ServeOptionsTest, HelpNeedsNothingElse) {
   ASSERT_TRUE(options.ok());
   EXPECT_TRUE(options->help);
   EXPECT_THAT(ServeHelp(), HasSubstr("--slo_ttft=DURATION"));
+}
+
+TEST(ServeOptionsTest, ItsDocumentSaysWhatItsHelpSays) {
+  const auto document = ReadFile("docs/api.md", 1 << 20);
+  ASSERT_TRUE(document.ok()) << document.status();
+  const auto begin = document->find("\n## overfill-bench serve\n");
+  ASSERT_NE(begin, std::string::npos);
+  const auto end = document->find("\n## ", begin + 1);
+  std::vector<std::string> documented, printed;
+  for (const absl::string_view line :
+       absl::StrSplit(document->substr(begin, end - begin), '\n')) {
+    if (absl::StartsWith(line, "| `--")) documented.emplace_back(line);
+  }
+  const std::vector<std::string> help = absl::StrSplit(ServeHelp(), '\n');
+  for (size_t i = 0; i + 1 < help.size(); ++i) {
+    if (!absl::StartsWith(help[i], "  --")) continue;
+    printed.push_back(absl::StrCat("| `", help[i].substr(2), "` | ",
+                                   help[i + 1].substr(6), " |"));
+  }
+  EXPECT_GT(printed.size(), 30u);
+  EXPECT_EQ(documented, printed);
 }
 
 }  // namespace
