@@ -174,12 +174,13 @@ std::string RenderSvg(absl::string_view title,
                   Text(width / 2, 24, "middle", " font-size=\"16\"", title));
   for (size_t i = 0; i < panels.size(); ++i) {
     const PlotPanel& panel = panels[i];
+    const size_t row = i / columns;
     const Axis x = MakeAxis(panel, &PlotPoint::x, false);
     const Axis y = MakeAxis(panel, &PlotPoint::y, panel.log_y);
     absl::StrAppendFormat(
         &svg, "<g transform=\"translate(%.0f,%.0f)\">\n",
         kPanelWidth * static_cast<double>(i % columns),
-        kTitleHeight + kPanelHeight * static_cast<double>(i / columns));
+        kTitleHeight + kPanelHeight * static_cast<double>(row));
     absl::StrAppend(&svg, RenderAxes(panel, x, y));
     for (size_t s = 0; s < panel.series.size(); ++s) {
       absl::StrAppend(&svg, RenderSeries(panel, s, x, y));
