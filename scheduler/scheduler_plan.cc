@@ -155,6 +155,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   // what came later with its priority.
   const auto add = [&](const SequencePtr& sequence,
                        PrefillCandidate candidate) {
+    mu_.AssertHeld();
     const Request& request = sequence->request();
     candidate.priority = EffectivePriority(request.priority, request.arrival,
                                            now, options_.priority_ageing);
