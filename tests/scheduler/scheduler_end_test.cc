@@ -47,7 +47,7 @@ TEST(Deadline, PassesInTheQueueWithoutAStep) {
   Client& first = rig.Submit(DecodePath::kFull, 5, 3);
   rig.full.AwaitAtGate();
   Request request = rig.MakeRequest(DecodePath::kFull, 5, 3);
-  request.deadline = In(milliseconds(30));
+  request.deadline = In(milliseconds(300));
   Client& late = rig.Submit(request);
   rig.ExpectStatus(late, kLate);
   EXPECT_GE(std::chrono::steady_clock::now(), request.deadline);
@@ -63,7 +63,7 @@ TEST(Deadline, PassesWhileItsPromptIsRead) {
   Rig rig;
   rig.full.CloseGate();
   Request request = rig.MakeRequest(DecodePath::kTwoStage, 5, 1);
-  request.deadline = In(milliseconds(30));
+  request.deadline = In(milliseconds(300));
   Client& late = rig.Submit(request);
   rig.ExpectStatus(late, kLate);
   rig.full.OpenGate();
@@ -76,7 +76,7 @@ TEST(Deadline, PassesDuringTheCopyAndDuringDecode) {
   Rig rig(Apart());
   rig.mover.CloseGate();
   Request request = rig.MakeRequest(DecodePath::kTwoStage, 5, 50);
-  request.deadline = In(milliseconds(30));
+  request.deadline = In(milliseconds(300));
   Client& copied = rig.Submit(request);
   rig.ExpectStatus(copied, kLate);
   EXPECT_EQ(copied.tokens.size(), 1u);
@@ -85,7 +85,7 @@ TEST(Deadline, PassesDuringTheCopyAndDuringDecode) {
 
   rig.pruned.CloseGate();
   request = rig.MakeRequest(DecodePath::kTwoStage, 5, 50);
-  request.deadline = In(milliseconds(50));
+  request.deadline = In(milliseconds(500));
   Client& decoded = rig.Submit(request);
   rig.ExpectStatus(decoded, kLate);
   EXPECT_LE(decoded.tokens.size(), 1u);
@@ -98,7 +98,7 @@ TEST(Deadline, TheEarliestIsMetWhateverTheOrder) {
   rig.full.CloseGate();
   for (int i : {50, 10, 30, 20, 40}) {
     Request request = rig.MakeRequest(DecodePath::kFull, 5, 3);
-    request.deadline = In(milliseconds(i));
+    request.deadline = In(milliseconds(10 * i));
     rig.Submit(request);
   }
   for (auto& client : rig.clients) {
