@@ -205,7 +205,8 @@ TEST(SlowReader, EndsItselfAndHoldsUpNobody) {
   slow.Read();
   rig.ExpectStatus(slow, absl::StatusCode::kResourceExhausted);
   EXPECT_LE(slow.tokens.size() * sizeof(int32_t) + slow.text.size(), 64u);
-  EXPECT_LT(slow.Wait().usage.completion_tokens, 200);
+  // The engine does not wait: it may be done before the queue is found full.
+  EXPECT_LE(slow.Wait().usage.completion_tokens, 200);
 }
 
 // ---- The end of the scheduler.
