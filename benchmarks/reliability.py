@@ -1,5 +1,10 @@
 """How the server bears load, faults and abuse: `./dev bench reliability`.
 
+  itl          running streams' gaps with and without prompts that arrive
+  overload     ten times the rate that gives the most throughput
+  mass_cancel  rounds of long requests, all cancelled, and a probe behind them
+  prefix       one long prompt twice
+  preempt      the same answers with and without a store that is too small
   soak         mixed load with cancels, dead readers, tiny deadlines and faults
                planted in the transfers of KV
 
@@ -15,6 +20,9 @@ from typing import Callable, Dict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+from reliability_itl import itl  # noqa: E402
+from reliability_kv import preempt, prefix  # noqa: E402
+from reliability_overload import mass_cancel, overload  # noqa: E402
 from reliability_report import Report  # noqa: E402
 from reliability_soak import soak  # noqa: E402
 
@@ -27,7 +35,22 @@ def run_soak(args: argparse.Namespace, report: Report) -> None:
          args.seed, report)
 
 
+Measure = Callable[[pathlib.Path, bool, int, Report], None]
+
+
+def on_server(measure: Measure) -> Callable[[argparse.Namespace, Report], None]:
+    return lambda args, report: measure(
+        args.build / "server" / "overfill-server", args.quick, args.seed,
+        report)
+
+
+# The soak is last: the rest is known after some minutes.
 PARTS: Dict[str, Callable[[argparse.Namespace, Report], None]] = {
+    "prefix": on_server(prefix),
+    "preempt": on_server(preempt),
+    "mass_cancel": on_server(mass_cancel),
+    "overload": on_server(overload),
+    "itl": on_server(itl),
     "soak": run_soak,
 }
 

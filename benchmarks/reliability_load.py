@@ -187,6 +187,7 @@ class Plan:
     temperature: float = 1.0
     deadline_seconds: Optional[float] = None
     cancel_after_tokens: Optional[int] = None
+    cancel_after_seconds: Optional[float] = None
     # Not None: no message is read, and the client leaves after so long.
     dead_seconds: Optional[float] = None
 
@@ -264,6 +265,9 @@ async def send(stub: Any, plan: Plan, kind: str = "request",
     outcome = outcome or Outcome(kind)
     outcome.sent = time.monotonic()
     call = stub.Generate(_request(plan), timeout=plan.deadline_seconds)
+    if plan.cancel_after_seconds is not None:
+        asyncio.get_running_loop().call_later(plan.cancel_after_seconds,
+                                              call.cancel)
     try:
         if plan.dead_seconds is not None:
             await asyncio.sleep(plan.dead_seconds)
