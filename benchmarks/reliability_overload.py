@@ -146,8 +146,8 @@ def report_refusals(found: Sequence[Due], report: Report) -> None:
 
 async def _overload(server: Server, quick: bool, rng: random.Random,
                     report: Report) -> None:
-    seconds = 10.0 if quick else 25.0
-    flood_seconds = 20.0 if quick else 80.0
+    seconds = 20.0 if quick else 25.0
+    flood_seconds = 30.0 if quick else 80.0
     async with load.channel_of(server) as channel:
         stub = load.pb2_grpc.InferenceStub(channel)
         _, peak = await measured(
