@@ -54,7 +54,7 @@ struct RequestCounts {
 };
 
 struct BlockCounts {
-  std::string store;  // "shared", "prefill", "decode"
+  std::string store;  // "shared", "prefill", "decode", and their swap spaces
   int32_t free = 0;
   int32_t cached = 0;
   int32_t owned = 0;

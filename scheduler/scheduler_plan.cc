@@ -294,8 +294,8 @@ bool SchedulerImpl::FitsBesideFenced(const Resources& needs) const {
 void SchedulerImpl::Start(const LivePtr& live) {
   Sequence& first = live->first();
   // Earlier starts of this step may have evicted what was there for the plan.
-  // A block that is cached costs as much as one that is not, so that the needs
-  // are still within it.
+  // Only first blocks that somebody holds are free of charge, and those stay:
+  // the needs are still within the plan's.
   const KvLedger::Prefix prefix = PrefixOf(*live);
   live->prefix = {};
   const Resources needs = NeedsToStart(*live, prefix);

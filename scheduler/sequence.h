@@ -85,7 +85,6 @@ struct Sequence {
   int32_t num_computed = 0;  // positions [0, num_computed) have their KV
   int32_t last_token = -1;   // the next one to go into a model
   SamplingState sampling;
-  const std::array<const SamplingState*, 1> draws = {&sampling};
   OutputStream output;
   std::array<StoreHolding, kNumStores> holdings;  // by store
   std::array<bool, 2> has_slot{};                 // by PoolId
@@ -113,9 +112,6 @@ struct LiveRequest {
 
   Sequence& first() { return samples.front(); }
   const Sequence& first() const { return samples.front(); }
-  bool is_queued() const {
-    return first().state == SequenceState::kQueued && num_running > 0;
-  }
 
   const uint64_t uid;
   const Request request;
