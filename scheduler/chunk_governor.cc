@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -11,17 +12,21 @@ namespace overfill {
 namespace {
 
 // Of the automatic target, over the gap without prompts.
-constexpr double kAutomaticFactor = 1.5;
-// An undisturbed gap is of the past after so many others.
+constexpr double kAutomaticFactor = 1.65;
+// What is known of undisturbed gaps is of the past after so many others.
 constexpr int64_t kFreshGaps = 256;
 // Each so many gaps a little more is tried.
-constexpr int64_t kExploreEach = 16;
-constexpr double kExploreFactor = 1.125;
 constexpr int kFitRounds = 4;
 // No measurement is better than this, as a share of what is measured.
 constexpr double kLeastNoise = 0.02;
 // Outliers: further out than so many times what is usual.
 constexpr double kFarOut = 10;
+// Chunks of so much of the largest one seen of late tell what a row costs.
+constexpr double kLargeShare = 0.5;
+// How far the line is followed from what that tells.
+constexpr double kLeastOfPlain = 0.75;
+constexpr double kMostOfPlain = 1.2;
+constexpr double kMostGrowth = 2;
 
 // The lower one of the two in the middle.
 double LowerMedian(std::vector<double> values) {
@@ -100,14 +105,6 @@ void ChunkGovernor::Median::Add(double value) {
   value_ = LowerMedian({values_.begin(), values_.begin() + size});
 }
 
-std::optional<double> ChunkGovernor::Base::value() const {
-  const bool is_fresh = num_since_undisturbed < kFreshGaps;
-  if (undisturbed.value() && (is_fresh || !slight.value())) {
-    return undisturbed.value();
-  }
-  return slight.value();
-}
-
 int ChunkGovernor::BucketOf(int32_t num_decode_rows) {
   const auto rows = static_cast<uint32_t>(std::max(num_decode_rows, 1));
   return std::bit_width(rows - 1);  // 1, 2, 3 to 4, 5 to 8, ...
@@ -118,10 +115,10 @@ std::optional<double> ChunkGovernor::BaseOf(PoolId answers_in,
   const auto& bases = bases_[static_cast<int>(answers_in)];
   // Of fewer rows it is less, which is safe; of more, better than nothing.
   for (int i = bucket; i >= 0; --i) {
-    if (const auto value = bases[i].value()) return value;
+    if (const auto value = bases[i].undisturbed.value()) return value;
   }
   for (int i = bucket + 1; i < kNumBuckets; ++i) {
-    if (const auto value = bases[i].value()) return value;
+    if (const auto value = bases[i].undisturbed.value()) return value;
   }
   return std::nullopt;
 }
@@ -131,9 +128,16 @@ double ChunkGovernor::Target(double base) const {
                                     : kAutomaticFactor * base;
 }
 
-double ChunkGovernor::TargetSeconds(PoolId answers_in,
-                                    int32_t num_decode_rows) const {
-  return Target(BaseOf(answers_in, BucketOf(num_decode_rows)).value_or(0));
+double ChunkGovernor::UndisturbedSeconds(PoolId answers_in,
+                                         int32_t num_decode_rows) const {
+  return BaseOf(answers_in, BucketOf(num_decode_rows)).value_or(0);
+}
+
+bool ChunkGovernor::WantsUndisturbed(PoolId answers_in,
+                                     int32_t num_decode_rows) const {
+  const Base& base =
+      bases_[static_cast<int>(answers_in)][BucketOf(num_decode_rows)];
+  return !base.undisturbed.value() || base.num_since_undisturbed >= kFreshGaps;
 }
 
 void ChunkGovernor::OnGap(const TokenGap& gap) {
@@ -142,12 +146,10 @@ void ChunkGovernor::OnGap(const TokenGap& gap) {
   Base& base = bases_[static_cast<int>(gap.answers_in)][bucket];
   if (gap.prompt_rows <= 0) {
     base.undisturbed.Add(gap.seconds);
-    base.slight.Clear();
     base.num_since_undisturbed = 0;
     return;
   }
   ++base.num_since_undisturbed;
-  if (gap.prompt_rows <= limits_.min_rows) base.slight.Add(gap.seconds);
   Cost& cost = costs_[static_cast<int>(gap.answers_in)]
                      [static_cast<int>(gap.prompts_in)];
   cost.samples[cost.num_added++ % Cost::kWindow] = {gap.prompt_rows, bucket,
@@ -163,12 +165,16 @@ void ChunkGovernor::Fit(PoolId answers_in, Cost& cost) const {
     mean_rows += static_cast<double>(cost.samples[i].rows) / size;
     cost.most_rows = std::max(cost.most_rows, cost.samples[i].rows);
   }
-  std::vector<double> x(size), y(size);
+  std::vector<double> x(size), y(size), per_row;
   for (int64_t i = 0; i < size; ++i) {
     const Sample& sample = cost.samples[i];
     x[i] = sample.rows / mean_rows;
     y[i] = sample.seconds - BaseOf(answers_in, sample.bucket).value_or(0);
+    if (sample.rows >= kLargeShare * cost.most_rows) {
+      per_row.push_back(y[i] / sample.rows);
+    }
   }
+  cost.plain_per_row = std::max(LowerMedian(std::move(per_row)), 0.0);
   const Line line = FitRobustLine(x, y);
   cost.fixed = line.at_zero;
   cost.per_row = line.slope / mean_rows;
@@ -177,14 +183,16 @@ void ChunkGovernor::Fit(PoolId answers_in, Cost& cost) const {
 int32_t ChunkGovernor::Limit(const Cost& cost, double base) const {
   if (cost.num_added == 0) return limits_.min_rows;
   // Nothing is known of chunks that are much larger than those seen.
-  double rows = 2.0 * cost.most_rows;
-  const double room = Target(base) - base - cost.fixed;
-  if (room < 0) {
-    rows = limits_.min_rows;
-  } else if (cost.per_row * rows > room) {
-    rows = room / cost.per_row;
-  }
-  if (cost.num_added % kExploreEach == 0) rows *= kExploreFactor;
+  const double most = kMostGrowth * cost.most_rows;
+  const auto within = [&](double room, double per_row) {
+    if (room < 0) return 0.0;
+    return per_row * most > room ? room / per_row : most;
+  };
+  const double room = Target(base) - base;
+  const double plain = within(room, cost.plain_per_row);
+  double rows =
+      std::clamp(within(room - cost.fixed, cost.per_row), kLeastOfPlain * plain,
+                 std::min(kMostOfPlain * plain, most));
   rows = std::clamp<double>(rows, limits_.min_rows, limits_.max_rows);
   return static_cast<int32_t>(rows);
 }

@@ -30,11 +30,14 @@ struct TokenGap {
   double seconds = 0;
 };
 
-// Learns the gap without prompts, by the number of decode rows, and what
-// prompt rows add to it, and gives the largest chunk that keeps the gaps at
-// their target. Every estimate is a median or leaves outliers out, so a stall
-// moves none; all are of the last few dozens of gaps, so a new load is learned
-// in as many. It starts at min_rows, and offers at most twice what it has seen.
+// Learns the gap without prompts, by the number of decode rows, and what a
+// chunk adds to it, and gives the largest chunk that keeps the gaps at their
+// target. The cost of a chunk is a line over its rows, as they are where
+// weights are read whatever the rows; but chunks that hardly differ tell a line
+// by their noise, so it is followed only a little further than one through the
+// origin. Every estimate is a median or leaves outliers out, so a stall moves
+// none; all are of the last few dozens of gaps, so a new load is learned in as
+// many. It starts at min_rows, and offers at most twice what it has seen.
 //
 // Pure host data; not thread-safe.
 class ChunkGovernor {
@@ -50,15 +53,17 @@ class ChunkGovernor {
   int32_t MaxPromptRows(PoolId prompts_in,
                         const std::array<int32_t, 2>& num_decode_rows) const;
 
-  // What the gaps of so many answers are to be kept under; 0: not known yet.
-  double TargetSeconds(PoolId answers_in, int32_t num_decode_rows) const;
+  // Whether it is long ago that there was a gap without prompts, so that it is
+  // time for one to measure.
+  bool WantsUndisturbed(PoolId answers_in, int32_t num_decode_rows) const;
+  // What such a gap is; 0: not known yet.
+  double UndisturbedSeconds(PoolId answers_in, int32_t num_decode_rows) const;
 
  private:
   // Of the last few values.
   class Median {
    public:
     void Add(double value);
-    void Clear() { *this = {}; }
     std::optional<double> value() const { return value_; }
 
    private:
@@ -71,11 +76,7 @@ class ChunkGovernor {
   // The gap without prompts, at about one number of decode rows.
   struct Base {
     Median undisturbed;
-    // With the least chunk beside, since the last undisturbed one: what it is
-    // at most, for where prompts never pause.
-    Median slight;
     int64_t num_since_undisturbed = 0;
-    std::optional<double> value() const;
   };
 
   struct Sample {
@@ -84,14 +85,16 @@ class ChunkGovernor {
     double seconds = 0;
   };
 
-  // What prompt rows of one pool add to the gaps of one pool's answers:
-  // fixed + rows * per_row, in seconds.
+  // What prompt rows of one pool add to the gaps of one pool's answers, in
+  // seconds: fixed + rows * per_row; plain_per_row is by the large ones alone.
   struct Cost {
-    static constexpr int kWindow = 32;
+    // More than two chunks, where each lies beside as many gaps as layers.
+    static constexpr int kWindow = 48;
     std::array<Sample, kWindow> samples{};
     int64_t num_added = 0;
     double fixed = 0;
     double per_row = 0;
+    double plain_per_row = 0;
     int32_t most_rows = 0;  // of the samples
   };
 

@@ -76,6 +76,10 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
     // that have been under way in either pool since.
     SteadyTime last_decode_step;
     int32_t prompt_rows_since = 0;
+    // Its prompts wait until then for a gap without them to be measured, and
+    // do not wait again before the other time.
+    SteadyTime pause_until;
+    SteadyTime next_pause;
   };
 
   // A transfer under way holds the blocks of both sides, whatever becomes of
@@ -108,6 +112,9 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
                       std::vector<SequencePtr>& candidates)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   StepBudget BudgetNow(PoolId pool) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether a pool's prompts are to wait for a gap without them.
+  bool IsPausing(PoolId pool, int32_t num_decode_rows, SteadyTime now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Resources AvailableNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The queued requests that may start next, in the order of their turns.
   std::vector<LivePtr> NextQueued(SteadyTime now) const

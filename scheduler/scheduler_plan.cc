@@ -18,6 +18,14 @@ using Clock = std::chrono::steady_clock;
 // Of the queue, so many are looked at in one step: more do not start in it.
 constexpr size_t kMaxCandidates = 32;
 
+// Prompts wait for so many gaps of the other pool's answers at most: the one
+// under way, the one that is measured, and as many more.
+constexpr int kPauseGaps = 4;
+constexpr Clock::duration kLeastPause = std::chrono::milliseconds(10);
+constexpr Clock::duration kLongestPause = std::chrono::seconds(1);
+// From the beginning of one pause to that of the next.
+constexpr int kPauseSpacing = 64;
+
 RunningAnswer AnswerOf(const Sequence& sequence) {
   return {.priority = sequence.request().priority,
           .order = sequence.uid,
@@ -40,7 +48,12 @@ std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
       continue;
     }
     if (step) break;
-    changed_.Wait(&mu_);
+    const auto pause = At(pool).pause_until - Clock::now();
+    if (pause > pause.zero()) {
+      changed_.WaitFor(&mu_, pause);
+    } else {
+      changed_.Wait(&mu_);
+    }
   }
   mu_.Unlock();
   return step;
@@ -147,9 +160,10 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
                                    std::vector<SequencePtr>& candidates) {
   PlanInput input;
   input.num_decode_rows = num_decode_rows;
-  input.budget = BudgetNow(pool);
-  input.available = AvailableNow();
   const SteadyTime now = Clock::now();
+  input.budget = BudgetNow(pool);
+  if (IsPausing(pool, num_decode_rows, now)) input.budget.max_prefill_rows = 0;
+  input.available = AvailableNow();
   std::map<absl::string_view, int32_t> tenants;
   // What has begun ages as what waits does: it came earlier, and stays before
   // what came later with its priority.
@@ -200,6 +214,33 @@ StepBudget SchedulerImpl::BudgetNow(PoolId pool) const {
       pool, {static_cast<int32_t>(pools_[0].decoding.size()),
              static_cast<int32_t>(pools_[1].decoding.size())});
   return budget;
+}
+
+bool SchedulerImpl::IsPausing(PoolId pool, int32_t num_decode_rows,
+                              SteadyTime now) {
+  // A step of its own answers comes in any case.
+  if (num_decode_rows > 0 &&
+      governor_.WantsUndisturbed(pool, num_decode_rows)) {
+    return true;
+  }
+  const PoolId other = OtherPool(pool);
+  const auto num_answers = static_cast<int32_t>(At(other).decoding.size());
+  PoolState& state = At(pool);
+  if (num_answers == 0 || !governor_.WantsUndisturbed(other, num_answers)) {
+    state.pause_until = {};
+    return false;
+  }
+  // The other pool's answers may have to wait themselves.
+  if (state.pause_until == SteadyTime() && now >= state.next_pause) {
+    const double gap_seconds = governor_.UndisturbedSeconds(other, num_answers);
+    const auto usual =
+        std::clamp(kPauseGaps * std::chrono::duration_cast<Clock::duration>(
+                                    std::chrono::duration<double>(gap_seconds)),
+                   kLeastPause, kLongestPause);
+    state.pause_until = now + (gap_seconds > 0 ? usual : kLongestPause);
+    state.next_pause = now + kPauseSpacing * usual;
+  }
+  return now < state.pause_until;
 }
 
 Resources SchedulerImpl::AvailableNow() const {

@@ -168,5 +168,65 @@ TEST(Fairness, APreemptedAnswerComesBackUnderAStreamOfNewRequests) {
   rig.Finish();
 }
 
+// Between two steps of the answers there is always one of a prompt; now and
+// then none comes, so that the gap without can be measured.
+TEST(Pause, PromptsThatNeverEndMakeRoomForAGap) {
+  constexpr int kSteps = 1000;
+  RigOptions options;
+  options.prefill_blocks = 8000;
+  options.scheduler.max_sequence_tokens = 2048;
+  Rig rig(options);
+  std::atomic<int64_t> num_prompt_steps = 0;
+  std::atomic<bool> is_over = false;
+  std::vector<int> lonely;  // decode steps that saw none
+  int num_steps = 0;
+  rig.full.before_run = [&](const StepBatch&) {
+    if (!is_over) std::this_thread::sleep_for(milliseconds(2));
+    ++num_prompt_steps;
+    return absl::OkStatus();
+  };
+  rig.pruned.before_run = [&, seen = int64_t{0}](const StepBatch&) mutable {
+    const auto end = std::chrono::steady_clock::now() + milliseconds(8);
+    while (num_prompt_steps == seen && std::chrono::steady_clock::now() < end) {
+      std::this_thread::yield();
+    }
+    if (num_prompt_steps == seen) lonely.push_back(num_steps);
+    seen = num_prompt_steps;
+    ++num_steps;
+    return absl::OkStatus();
+  };
+  Client& answer = rig.Submit(DecodePath::kTwoStage, 2, kSteps);
+  for (int i = 0; i < 200; ++i) rig.Submit(DecodePath::kFull, 400, 1);
+  answer.Wait();
+  is_over = true;
+  rig.ExpectRight(answer);
+  int num_ended = 0;
+  for (int i = 1; i <= 200; ++i) num_ended += rig.clients[i]->HasEnded();
+  EXPECT_LT(num_ended, 200) << "the prompts were too few";
+  // The first ones at the beginning, where nothing is known yet.
+  const auto late = std::count_if(lonely.begin(), lonely.end(),
+                                  [](int step) { return step > 200; });
+  EXPECT_GE(late, 1);
+  EXPECT_LE(late, kSteps / 4);
+  rig.Finish();
+}
+
+TEST(Pause, EndsThoughTheAnswersStandStill) {
+  Rig rig;
+  rig.pruned.before_run = [&, num_steps = 0](const StepBatch&) mutable {
+    if (++num_steps == 5) rig.pruned.CloseGate();
+    return absl::OkStatus();
+  };
+  Client& answer = rig.Submit(DecodePath::kTwoStage, 2, 50);
+  rig.pruned.AwaitAtGate();
+  for (int i = 0; i < 3; ++i) {
+    rig.ExpectRight(rig.Submit(DecodePath::kFull, 20, 1));
+  }
+  EXPECT_FALSE(answer.HasEnded());
+  rig.pruned.OpenGate();
+  rig.ExpectRight(answer);
+  rig.Finish();
+}
+
 }  // namespace
 }  // namespace overfill
