@@ -137,6 +137,7 @@ absl::StatusOr<StepResult> ModelRunner::Run(const StepBatch& batch) {
   SampleBatch samples;
   Stage(batch, view, samples, result);
   {
+    stream_->StopWhen(batch.is_abandoned);
     StreamScope scope(*stream_);
     RETURN_IF_ERROR(Send(view, samples));
     auto* sampled = static_cast<SampleResult*>(results_->data());

@@ -4,6 +4,7 @@
 #ifndef OVERFILL_ENGINE_STEP_H_
 #define OVERFILL_ENGINE_STEP_H_
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -31,6 +32,9 @@ struct SequenceStep {
 // The spans, and the states they point at, stay alive until Run returns.
 struct StepBatch {
   std::vector<SequenceStep> sequences;
+  // Once true, nobody wants the results: Run may end early, with CANCELLED.
+  // May change while it runs. Null: they are wanted.
+  const std::atomic<bool>* is_abandoned = nullptr;
 };
 
 struct SampledToken {

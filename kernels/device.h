@@ -4,6 +4,7 @@
 #ifndef OVERFILL_KERNELS_DEVICE_H_
 #define OVERFILL_KERNELS_DEVICE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -52,8 +53,11 @@ class Stream {
   virtual void Begin() = 0;
   virtual void End() = 0;
   // Called between two layers of a step: a kLow stream lets a waiting kHigh
-  // stream run first.
+  // stream run first, and one whose work nobody waits for any more stops.
   virtual void Yield() = 0;
+  // Once this is true, work behind the next Yield may be skipped, and
+  // Synchronize then says CANCELLED. Outlives the stream's work; null: never.
+  virtual void StopWhen(const std::atomic<bool>* is_abandoned) = 0;
 
   // Waits until all issued work is done. Returns the first failure since the
   // last call, naming the call that failed, and clears it.

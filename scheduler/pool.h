@@ -2,6 +2,7 @@
 #ifndef OVERFILL_SCHEDULER_POOL_H_
 #define OVERFILL_SCHEDULER_POOL_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -22,6 +23,8 @@ struct Step {
   std::vector<std::vector<int32_t>> tables;  // parallel to sequences
   std::vector<std::vector<const SamplingState*>> draws;  // parallel
   StepBatch batch;                                       // parallel
+  // Every sequence has ended while the step ran.
+  std::atomic<bool> is_abandoned = false;
   uint64_t pin = 0;  // of all the tables' blocks
   int32_t num_prompt_rows = 0;
   int32_t num_decode_rows = 0;

@@ -298,6 +298,20 @@ void SchedulerImpl::LetGo(const SequencePtr& sequence) {
   FreeSlot(*sequence, PoolId::kDecode);
   sequence->state = SequenceState::kEnded;
   --sequence->live->num_running;
+  if (sequence->is_in_step) AbandonSteps();
+}
+
+void SchedulerImpl::AbandonSteps() {
+  for (const PoolState& pool : pools_) {
+    if (pool.step == nullptr) continue;
+    const auto& sequences = pool.step->sequences;
+    if (std::all_of(sequences.begin(), sequences.end(),
+                    [](const SequencePtr& sequence) {
+                      return sequence->state == SequenceState::kEnded;
+                    })) {
+      pool.step->is_abandoned = true;
+    }
+  }
 }
 
 void SchedulerImpl::FreeSlot(Sequence& sequence, PoolId pool) {

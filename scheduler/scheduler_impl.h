@@ -71,6 +71,7 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
     std::vector<SequencePtr> prefilling;
     std::vector<SequencePtr> decoding;
     std::optional<RunningStep> running_step;
+    Step* step = nullptr;  // the same one, in the hands of the pool's thread
     SteadyTime last_step;
     // The last step that gave tokens to running answers, and the prompt rows
     // that have been under way in either pool since.
@@ -197,6 +198,8 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
                     FinishReason reason, const Sequence& last)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LetGo(const SequencePtr& sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Stops the steps of which nothing is wanted any more.
+  void AbandonSteps() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FreeSlot(Sequence& sequence, PoolId pool)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Ends every request whose deadline is past.

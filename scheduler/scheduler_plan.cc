@@ -93,6 +93,8 @@ void SchedulerImpl::Launch(Step& step) {
   }
   step.pin = ledger_.Pin(StoreOf(step.pool), blocks,
                          absl::StrCat("a ", PoolName(step.pool), " step"));
+  step.batch.is_abandoned = &step.is_abandoned;
+  At(step.pool).step = &step;
   At(step.pool).running_step = std::move(running);
   int32_t& beside = At(OtherPool(step.pool)).prompt_rows_since;
   beside = std::max(beside, step.num_prompt_rows);

@@ -28,7 +28,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
   if (result.ok() && result->tokens.size() != num_draws) {
     result = absl::InternalError("the step's result has another shape");
   }
-  if (!result.ok()) {
+  if (!result.ok() && !step->is_abandoned) {
     LogError(absl::StrCat("a ", PoolName(step->pool),
                           " step failed: ", result.status().ToString()));
   }
@@ -64,6 +64,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
 void SchedulerImpl::Account(const Step& step, SteadyTime now) {
   PoolState& pool = At(step.pool);
   pool.running_step.reset();
+  pool.step = nullptr;
   pool.last_step = now;
   for (size_t i = 0; i < step.sequences.size(); ++i) {
     Sequence& sequence = *step.sequences[i];

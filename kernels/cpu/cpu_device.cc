@@ -110,6 +110,9 @@ void CpuStream::End() {
 
 void CpuStream::Yield() {
   if (begun_ && priority_ == StreamPriority::kLow) team_.Yield();
+  if (is_abandoned_ != nullptr && is_abandoned_->load()) {
+    Fail(absl::CancelledError("nobody waits for this step any more"));
+  }
 }
 
 absl::Status CpuStream::Synchronize() {

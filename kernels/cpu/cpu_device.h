@@ -56,6 +56,9 @@ class CpuStream : public Stream {
   void Begin() override;
   void End() override;
   void Yield() override;
+  void StopWhen(const std::atomic<bool>* is_abandoned) override {
+    is_abandoned_ = is_abandoned;
+  }
   absl::Status Synchronize() override;
   void CopyToDevice(void* device, const void* host, int64_t bytes) override;
   void CopyToHost(void* host, const void* device, int64_t bytes) override;
@@ -95,6 +98,7 @@ class CpuStream : public Stream {
   ThreadTeam& team_;
   const StreamPriority priority_;
   bool begun_ = false;
+  const std::atomic<bool>* is_abandoned_ = nullptr;
   absl::Status status_;
   std::array<ScratchBuffer, static_cast<size_t>(ScratchUse::kCount)> scratch_;
 };

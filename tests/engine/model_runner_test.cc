@@ -1,6 +1,7 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -92,6 +93,25 @@ TEST_F(ModelRunnerTest, ANonFiniteRowFailsAlone) {
   }
   // Whoever gets the failed sequence's blocks next is unharmed.
   EXPECT_LT(Difference(Run({Rows(0, 9, 30)})[0], alone[0]), kTolerance);
+}
+
+TEST_F(ModelRunnerTest, AnAbandonedStepStopsAndTheNextOneIsWhole) {
+  const Logits want = Run({Rows(0, 9, 0)})[0];
+  Poison(*store_);
+  std::atomic<bool> is_abandoned = true;
+  const StepBatch batch = {.sequences = {Rows(0, 9, 0)},
+                           .is_abandoned = &is_abandoned};
+  const absl::Status status = runner_->Run(batch).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+  // It stopped behind the first layer: the last one's KV is poison still.
+  const int64_t layer_bytes = store_->block_bytes() / 3;
+  const auto* block = static_cast<const std::byte*>(store_->view().data) +
+                      blocks_[0] * store_->block_bytes();
+  EXPECT_NE(block[0], std::byte{0xff});
+  EXPECT_EQ(block[2 * layer_bytes], std::byte{0xff});
+  EXPECT_EQ(Difference(Run({Rows(0, 9, 0)})[0], want), 0);
+  is_abandoned = false;
+  EXPECT_TRUE(runner_->Run(batch).ok());
 }
 
 TEST_F(ModelRunnerTest, LogprobsAreOfTheRawLogits) {

@@ -56,6 +56,34 @@ TEST(Cancel, WhileItsStepRunsQuarantinesItsBlocks) {
   EXPECT_EQ(rig.full.num_steps(), 1);
 }
 
+// A step of which nothing is wanted any more may end early; one with a sequence
+// left may not.
+TEST(Cancel, OfAllOfAStepAbandonsIt) {
+  RigOptions options;
+  options.scheduler.prefill_chunk_tokens = 64;
+  Rig rig(options);
+  std::atomic<bool> was_abandoned = false;
+  rig.full.before_run = [&](const StepBatch& batch) -> absl::Status {
+    if (batch.sequences.size() < 3) return absl::OkStatus();
+    rig.scheduler->Cancel(rig.clients[1]->uid, Cancelled());
+    rig.scheduler->Cancel(rig.clients[2]->uid, Cancelled());
+    if (*batch.is_abandoned) return absl::InternalError("one was left");
+    rig.scheduler->Cancel(rig.clients[3]->uid, Cancelled());
+    was_abandoned = batch.is_abandoned->load();
+    return Cancelled();
+  };
+  rig.full.CloseGate();
+  rig.Submit(DecodePath::kFull, 5, 1);
+  rig.full.AwaitAtGate();
+  for (int i = 0; i < 3; ++i) rig.Submit(DecodePath::kTwoStage, 9, 3);
+  rig.full.OpenGate();
+  for (int i = 1; i <= 3; ++i) rig.ExpectStatus(*rig.clients[i], kCancelled);
+  EXPECT_TRUE(rig.BlocksComeHome(milliseconds(10000)));
+  EXPECT_TRUE(was_abandoned);
+  rig.ExpectRight(rig.Submit(DecodePath::kTwoStage, 9, 3));
+  rig.Finish();
+}
+
 TEST(Cancel, BetweenTwoChunks) {
   Rig rig;
   std::atomic<uint64_t> uid = 0;
