@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def run_soak(args: argparse.Namespace, report: Report) -> None:
     minutes = args.minutes or (1 if args.quick else 30)
     soak(args.build / "tests" / "soak" / "overfill-server-faulty", minutes,
-         args.seed, report)
+         args.seed, args.small, report)
 
 
 Measure = Callable[[pathlib.Path, bool, int, Report], None]
@@ -65,6 +65,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true",
                         help="short parts: do they work, not what is it")
     parser.add_argument("--minutes", type=float, help="of the soak; 30")
+    parser.add_argument("--small", action="store_true",
+                        help="the soak with small models, for slow builds")
+    parser.add_argument("--check", action="store_true",
+                        help="fail where a target of what ran is missed")
     parser.add_argument("--seed", type=int, default=secrets.randbits(31))
     parser.add_argument("--build", type=pathlib.Path,
                         default=ROOT / "build" / "release")
@@ -84,6 +88,12 @@ def main() -> int:
             report.fail(part, f"{type(error).__name__}: {error}")
             failed = True
         report.write()
+    if args.check:
+        # Sanitizers keep what is freed, and small runs are short.
+        besides = ("soak.minutes", "soak.rss_change") if args.small else ()
+        missed = report.missed(args.only, besides)
+        print("targets missed: " + (", ".join(missed) or "none"), flush=True)
+        failed = failed or bool(missed)
     return 1 if failed else 0
 
 

@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 START_SECONDS = 300
 STOP_SECONDS = 120
 VOCAB = 128256
+SMALL_VOCAB = 512
 
 _work = tempfile.TemporaryDirectory()
 
@@ -54,18 +55,28 @@ def _stubs() -> Any:
 pb2, pb2_grpc, status_pb2, details_pb2 = _stubs()
 
 
-def dummy_pair(projection: bool = False) -> List[str]:
-    """Flags that serve random weights of the shapes that the figures are for."""
+# Random weights of the shapes that the figures are for, and of shapes that are
+# quick under a sanitizer: (hidden, inner) of the full model and the decoder.
+LARGE = {"widths": ((2048, 8192), (1126, 4505)), "num_hidden_layers": 16,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+         "vocab_size": VOCAB}
+SMALL = {"widths": ((64, 160), (40, 96)), "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+         "vocab_size": SMALL_VOCAB}
+
+
+def dummy_pair(projection: bool = False,
+               shapes: Dict[str, Any] = LARGE) -> List[str]:
+    """Flags that serve random weights."""
     directory = pathlib.Path(_work.name, "pair")
-    for half, hidden, inner in [("full", 2048, 8192), ("decode", 1126, 4505)]:
+    for half, (hidden, inner) in zip(("full", "decode"), shapes["widths"]):
         path = directory / half
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama",
             "hidden_act": "silu", "hidden_size": hidden,
-            "intermediate_size": inner, "num_hidden_layers": 16,
-            "num_attention_heads": 32, "num_key_value_heads": 8,
-            "head_dim": 64, "vocab_size": VOCAB,
+            "intermediate_size": inner,
+            **{k: v for k, v in shapes.items() if k != "widths"},
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
             "rope_theta": 500000.0, "tie_word_embeddings": True,
             "torch_dtype": "bfloat16"}), encoding="utf-8")
@@ -74,7 +85,8 @@ def dummy_pair(projection: bool = False) -> List[str]:
     if projection:
         path = directory / "kv_map.json"
         path.write_text(json.dumps(
-            {"kind": "projection", "layers": list(range(16)),
+            {"kind": "projection",
+             "layers": list(range(shapes["num_hidden_layers"])),
              "file": "maps.safetensors"}), encoding="utf-8")
         flags.append(f"--kv_map={path}")
     return flags
@@ -212,9 +224,6 @@ class Outcome:
     @property
     def ttft(self) -> float:
         return self.token_times[0] - self.sent
-
-    def gaps(self) -> List[float]:
-        return [b - a for a, b in zip(self.token_times, self.token_times[1:])]
 
 
 def random_prompt(rng: random.Random, count: int,

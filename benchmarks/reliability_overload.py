@@ -19,8 +19,9 @@ from reliability_report import Report
 
 OVERLOAD_FLAGS = ["--kv_cache_bytes=300000000", "--swap_bytes=0",
                   "--max_decode_batch=16", "--max_queued_requests=32"]
-PROMPT_TOKENS = 128
-ANSWER_TOKENS = 32
+# Short, so that many end in each measurement.
+PROMPT_TOKENS = 48
+ANSWER_TOKENS = 16
 CLOSED_STREAMS = 24
 SWEEP = (0.5, 0.75, 1.0, 1.25)  # of the rate that a closed loop completes
 OVERLOAD = 10
@@ -126,8 +127,10 @@ class Memory:
 
 
 def report_refusals(found: Sequence[Due], report: Report) -> None:
-    refused = [(due, o) for due, o in found if o.code is not None and
-               o.code != grpc.StatusCode.OK and not o.token_times]
+    # The server cancels nothing: that is what ran or waited at the end.
+    refused = [(due, o) for due, o in found
+               if not o.token_times and o.code not in (
+                   None, grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)]
     wrong = [o for _, o in refused
              if o.code != grpc.StatusCode.RESOURCE_EXHAUSTED or
              not o.has_retry_info]
@@ -146,8 +149,8 @@ def report_refusals(found: Sequence[Due], report: Report) -> None:
 
 async def _overload(server: Server, quick: bool, rng: random.Random,
                     report: Report) -> None:
-    seconds = 20.0 if quick else 25.0
-    flood_seconds = 30.0 if quick else 80.0
+    seconds = 20.0 if quick else 90.0
+    flood_seconds = 30.0 if quick else 180.0
     async with load.channel_of(server) as channel:
         stub = load.pb2_grpc.InferenceStub(channel)
         _, peak = await measured(

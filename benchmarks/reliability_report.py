@@ -4,7 +4,7 @@ import datetime
 import json
 import pathlib
 import sys
-from typing import Any, Dict, List
+from typing import Any, Collection, Dict, List
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -71,6 +71,13 @@ class Report:
         self.rows[metric] = row
         print(f"{metric}: {value} {unit} (target {row['target']}, "
               f"met {row['met']})", flush=True)
+
+    def missed(self, parts: Collection[str],
+               besides: Collection[str]) -> List[str]:
+        """Targets of these parts that are not met, `besides` left out."""
+        return [metric for metric in self.targets
+                if metric.split(".")[0] in parts and metric not in besides and
+                not self.rows[metric]["met"]]
 
     def write(self) -> None:
         for metric in self.targets:

@@ -14,7 +14,7 @@ import re
 import signal
 import statistics
 import time
-from typing import Any, Counter, List, Set, Tuple
+from typing import Any, Counter, Dict, List, Set, Tuple
 
 import grpc
 
@@ -22,11 +22,9 @@ import reliability_load as load
 from reliability_load import Outcome, Plan, Server
 from reliability_report import Report
 
-FLAGS = ["--kv_cache_bytes=90000000", "--swap_bytes=64000000",
-         "--max_sequence_tokens=640", "--transfer_lease=2s"]
+FLAGS = ["--max_sequence_tokens=640", "--transfer_lease=2s"]
 FAULT_RATE = 0.3
 SHARE_OF_CAPACITY = 0.7
-CALIBRATION_STREAMS = 16
 MAX_LIVE = 128
 RSS_SECONDS = 2
 PROGRESS_SECONDS = 30
@@ -34,20 +32,44 @@ PROGRESS_SECONDS = 30
 HANG_SECONDS = 300
 # The server compares its blocks each 10 s.
 INTEGRITY_SECONDS = 12
+# Lines of the log of a server that did not end well.
+LAST_WORDS = 120
 EXPECTED_CODES = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED,
                   grpc.StatusCode.DEADLINE_EXCEEDED,
-                  grpc.StatusCode.RESOURCE_EXHAUSTED)
+                  grpc.StatusCode.RESOURCE_EXHAUSTED,
+                  grpc.StatusCode.UNAVAILABLE)  # a lease has passed
 SERVED_KINDS = ("plain", "cancel", "dead_reader")
 
 
-def mixed_plan(rng: random.Random,
-               prefixes: List[List[int]]) -> Tuple[str, Plan]:
-    """A request of the mix, and its kind."""
-    length = rng.randint(16, 512)
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Models, stores with room for one or two of the longest sequences, and a
+    load that needs more."""
+    shapes: Dict[str, Any]
+    flags: List[str]
+    most_answer_tokens: int
+    calibration_streams: int
+
+    @property
+    def vocab(self) -> int:
+        return self.shapes["vocab_size"]
+
+
+LARGE = Scale(load.LARGE,
+              ["--kv_cache_bytes=90000000", "--swap_bytes=64000000"], 32, 16)
+# For builds that are slow.
+SMALL = Scale(load.SMALL,
+              ["--kv_cache_bytes=700000", "--swap_bytes=1000000"], 128, 48)
+
+
+def mixed_plan(rng: random.Random, prefixes: List[List[int]],
+               scale: Scale) -> Tuple[str, Plan]:
+    """A request of the mix, and its kind. One in twelve is long."""
+    length = rng.randint(4, 512 if rng.random() < 1 / 12 else 64)
     prefix = rng.choice(prefixes) if rng.random() < 0.5 else []
     prompt = prefix[:length]
-    prompt += load.random_prompt(rng, length - len(prompt))
-    plan = Plan(prompt, rng.randint(8, 64), path=rng.choice([1, 1, 2, 3]),
+    prompt += load.random_prompt(rng, length - len(prompt), scale.vocab)
+    plan = Plan(prompt, rng.randint(4, scale.most_answer_tokens), path=rng.choice([1, 1, 2, 3]),
                 n=rng.choice([1, 1, 1, 2]), priority=rng.choice([0, 0, 0, 1, 5]),
                 seed=rng.getrandbits(32))
     draw = rng.random()
@@ -87,7 +109,8 @@ class Counts:
 class Soak:
     """One run. Everything happens on the event loop's thread."""
 
-    def __init__(self, server: Server, stub: Any, rng: random.Random) -> None:
+    def __init__(self, server: Server, stub: Any, rng: random.Random,
+                 scale: Scale) -> None:
         self.server = server
         self.counts = Counts()
         self.rss: List[Tuple[float, int]] = []
@@ -95,12 +118,14 @@ class Soak:
         self.minutes = 0.0
         self._stub = stub
         self._rng = rng
-        self._prefixes = [load.random_prompt(rng, rng.randint(16, 256))
-                          for _ in range(8)]
+        self._scale = scale
+        self._prefixes = [
+            load.random_prompt(rng, rng.randint(16, 256), scale.vocab)
+            for _ in range(8)]
         self._live: Set[asyncio.Task[None]] = set()
 
     async def _one(self) -> None:
-        kind, plan = mixed_plan(self._rng, self._prefixes)
+        kind, plan = mixed_plan(self._rng, self._prefixes, self._scale)
         self.counts.sent[kind] += 1
         outcome = Outcome(kind)
         try:
@@ -135,15 +160,16 @@ class Soak:
     async def calibrate(self, seconds: float) -> float:
         """Requests per second with many at a time, in `seconds` or more."""
         begin = time.monotonic()
+        streams = self._scale.calibration_streams
 
         def is_enough() -> bool:
             passed = time.monotonic() - begin
             done = sum(self.counts.codes.values())
             return (self.stop.is_set() or passed > 3 * seconds or
-                    (passed > seconds and done >= 2 * CALIBRATION_STREAMS))
+                    (passed > seconds and done >= 2 * streams))
 
         while not is_enough():
-            while len(self._live) < CALIBRATION_STREAMS:
+            while len(self._live) < streams:
                 self._start()
             await asyncio.wait(self._live, timeout=1,
                                return_when=asyncio.FIRST_COMPLETED)
@@ -230,6 +256,13 @@ def report_faults(lines: List[str], report: Report) -> None:
                    "transfers")
 
 
+def print_last_words(lines: List[str]) -> None:
+    """A sanitizer's first report, where there is one."""
+    begin = next((i for i, line in enumerate(lines) if "Sanitizer" in line),
+                 max(len(lines) - 20, 0))
+    print("\n".join(lines[begin:begin + LAST_WORDS]), flush=True)
+
+
 async def report_run(run: Soak, report: Report) -> None:
     """The rows of a run that has drained; the server still serves."""
     server, counts = run.server, run.counts
@@ -263,9 +296,9 @@ async def report_run(run: Soak, report: Report) -> None:
 
 
 async def _soak(server: Server, minutes: float, rng: random.Random,
-                report: Report) -> None:
+                scale: Scale, report: Report) -> None:
     async with load.channel_of(server) as channel:
-        run = Soak(server, load.pb2_grpc.InferenceStub(channel), rng)
+        run = Soak(server, load.pb2_grpc.InferenceStub(channel), rng, scale)
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGTERM, run.stop.set)
         capacity = await run.calibrate(min(60.0, minutes * 30))
@@ -279,15 +312,22 @@ async def _soak(server: Server, minutes: float, rng: random.Random,
         await report_run(run, report)
 
 
-def soak(binary: pathlib.Path, minutes: float, seed: int,
+def soak(binary: pathlib.Path, minutes: float, seed: int, small: bool,
          report: Report) -> None:
-    """Runs it on overfill-server-faulty; raises what kept it from its end."""
+    """Runs it on overfill-server-faulty; raises what kept it from its end.
+
+    `small`: with models that are quick where the server is slow.
+    """
     rng = random.Random(seed)
-    flags = FLAGS + [f"--fault_rate={FAULT_RATE}",
-                     f"--fault_seed={rng.getrandbits(31)}"]
-    server = Server(binary, load.dummy_pair(projection=True) + flags)
+    scale = SMALL if small else LARGE
+    server = Server(binary, [
+        *load.dummy_pair(True, scale.shapes), *FLAGS, *scale.flags,
+        f"--fault_rate={FAULT_RATE}", f"--fault_seed={rng.getrandbits(31)}"])
     try:
-        asyncio.run(_soak(server, minutes, rng, report))
+        asyncio.run(_soak(server, minutes, rng, scale, report))
     finally:
-        report.add("soak.exit_code", server.stop(), "")
+        exit_code = server.stop()
+        report.add("soak.exit_code", exit_code, "")
         report_faults(server.lines, report)
+        if exit_code != 0:
+            print_last_words(server.lines)
