@@ -29,6 +29,7 @@
 #include "scheduler/sequence.h"
 #include "scheduler/step_planner.h"
 #include "scheduler/transfer_table.h"
+#include "scheduler/turn_order.h"
 
 namespace overfill {
 
@@ -118,8 +119,10 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Resources AvailableNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The queued requests that may start next, in the order of their turns.
-  std::vector<LivePtr> NextQueued(SteadyTime now) const
+  std::vector<LivePtr> NextQueued(SteadyTime now, const Ageing& ageing) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Up to the highest priority of what waits for a pool's rows.
+  Ageing AgeingNow(PoolId pool) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Resources NeedsToStart(const LiveRequest& live,
                          const KvLedger::Prefix& prefix) const;
   Resources NeedsToReturn(const Sequence& sequence) const;

@@ -1,6 +1,7 @@
 // What a pool does next.
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <map>
 #include <span>
 
@@ -163,6 +164,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   PlanInput input;
   input.num_decode_rows = num_decode_rows;
   const SteadyTime now = Clock::now();
+  const Ageing ageing = AgeingNow(pool);
   input.budget = BudgetNow(pool);
   if (IsPausing(pool, num_decode_rows, now)) input.budget.max_prefill_rows = 0;
   input.available = AvailableNow();
@@ -173,8 +175,8 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
                        PrefillCandidate candidate) {
     mu_.AssertHeld();
     const Request& request = sequence->request();
-    candidate.priority = EffectivePriority(request.priority, request.arrival,
-                                           now, options_.priority_ageing);
+    candidate.priority =
+        EffectivePriority(request.priority, request.arrival, now, ageing);
     const auto next = static_cast<int32_t>(tenants.size());
     candidate.tenant = tenants.emplace(request.tenant, next).first->second;
     candidate.is_blocking = FitsBesideFenced(candidate.needs);
@@ -196,7 +198,7 @@ PlanInput SchedulerImpl::MakeInput(PoolId pool, int32_t num_decode_rows,
   }
   // Behind all that have begun.
   uint64_t order = next_uid_;
-  for (const LivePtr& live : NextQueued(now)) {
+  for (const LivePtr& live : NextQueued(now, ageing)) {
     const SequencePtr sequence = PtrOf(live, 0);
     const KvLedger::Prefix& prefix = PrefixOf(*live);
     add(sequence,
@@ -262,7 +264,22 @@ Resources SchedulerImpl::AvailableNow() const {
   return available;
 }
 
-std::vector<LivePtr> SchedulerImpl::NextQueued(SteadyTime now) const {
+Ageing SchedulerImpl::AgeingNow(PoolId pool) const {
+  Ageing ageing{.period = options_.priority_ageing,
+                .top = std::numeric_limits<int32_t>::min()};
+  const auto add = [&ageing](const Request& request) {
+    ageing.top = std::max(ageing.top, request.priority);
+  };
+  for (const SequencePtr& sequence : At(pool).prefilling) {
+    add(sequence->request());
+  }
+  for (const auto& [uid, sequence] : swapped_) add(sequence->request());
+  for (const auto& [uid, live] : queued_) add(live->request);
+  return ageing;
+}
+
+std::vector<LivePtr> SchedulerImpl::NextQueued(SteadyTime now,
+                                               const Ageing& ageing) const {
   std::vector<const LivePtr*> requests;
   std::vector<Waiting> waiting;
   for (const auto& [uid, live] : queued_) {
@@ -274,8 +291,7 @@ std::vector<LivePtr> SchedulerImpl::NextQueued(SteadyTime now) const {
                        .cost_tokens = live->first().prompt_tokens()});
   }
   std::vector<LivePtr> next;
-  for (size_t i : TurnOrder(waiting, share_, now, options_.priority_ageing,
-                            kMaxCandidates)) {
+  for (size_t i : TurnOrder(waiting, share_, now, ageing, kMaxCandidates)) {
     next.push_back(*requests[i]);
   }
   return next;

@@ -89,19 +89,19 @@ void Interleaver::Take(const std::vector<size_t>& level, size_t limit,
 }  // namespace
 
 int32_t EffectivePriority(int32_t priority, SteadyTime arrival, SteadyTime now,
-                          std::chrono::nanoseconds ageing) {
-  if (ageing <= std::chrono::nanoseconds::zero() || now <= arrival) {
+                          const Ageing& ageing) {
+  if (ageing.period <= ageing.period.zero() || now <= arrival ||
+      priority >= ageing.top) {
     return priority;
   }
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t raise =
-      std::min<int64_t>((now - arrival) / ageing, 2 * kMost + 1);
-  return static_cast<int32_t>(std::min(priority + raise, kMost));
+  const int64_t room = int64_t{ageing.top} - priority;
+  const int64_t raise = (now - arrival) / ageing.period;
+  return static_cast<int32_t>(priority + std::min(raise, room));
 }
 
 std::vector<size_t> TurnOrder(std::span<const Waiting> waiting,
                               const FairShare& shares, SteadyTime now,
-                              std::chrono::nanoseconds ageing, size_t limit) {
+                              const Ageing& ageing, size_t limit) {
   limit = std::min(limit, waiting.size());
   std::map<int32_t, std::vector<size_t>, std::greater<>> levels;
   for (size_t i = 0; i < waiting.size(); ++i) {

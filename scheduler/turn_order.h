@@ -25,25 +25,34 @@ struct Waiting {
   int64_t cost_tokens = 0;
 };
 
-// The priority plus one for each full `ageing` that it has waited; zero or
-// less: no ageing. Stops at the largest number.
+// How waiting raises a priority.
+struct Ageing {
+  std::chrono::nanoseconds period{0};  // for one more; zero or less: never
+  // As far as the highest priority of those who wait, and no further: ageing is
+  // against the more urgent. Above that an old backlog of one tenant would
+  // come before whatever other tenants ask for, and all would be by arrival.
+  int32_t top = 0;
+};
+
+// The priority plus one for each full period that it has waited, up to `top`,
+// or the priority itself where that is above.
 int32_t EffectivePriority(int32_t priority, SteadyTime arrival, SteadyTime now,
-                          std::chrono::nanoseconds ageing);
+                          const Ageing& ageing);
 
 // Indices of `waiting`, the next first, no more than `limit`.
 //
-// By effective priority. Within one, always the oldest request of the tenant
+// By effective priority (`ageing.top` is that of all who wait for the model).
+// Within one, always the oldest request of the tenant
 // with the least counter, as if each had been charged when it was taken; equal
 // counters by arrival. Those of one tenant are in order of arrival.
 //
-// With ageing nothing starves: what arrives d * ageing or more after a request,
-// with a priority less than d above its own, is behind it for ever; only the
-// finitely many that came before can be ahead. O(n log n); O(n + limit log n)
-// where few priorities differ.
+// With ageing nothing starves: after top - priority periods a request is among
+// the most urgent; of its tenant only those that came before it are ahead
+// there, and of other tenants what keeps their counters from passing its own.
+// O(n log n); O(n + limit log n) where few priorities differ.
 std::vector<size_t> TurnOrder(
     std::span<const Waiting> waiting, const FairShare& shares, SteadyTime now,
-    std::chrono::nanoseconds ageing,
-    size_t limit = std::numeric_limits<size_t>::max());
+    const Ageing& ageing, size_t limit = std::numeric_limits<size_t>::max());
 
 }  // namespace overfill
 
