@@ -36,8 +36,9 @@ INTEGRITY_SECONDS = 12
 LAST_WORDS = 120
 EXPECTED_CODES = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED,
                   grpc.StatusCode.DEADLINE_EXCEEDED,
-                  grpc.StatusCode.RESOURCE_EXHAUSTED,
-                  grpc.StatusCode.UNAVAILABLE)  # a lease has passed
+                  grpc.StatusCode.RESOURCE_EXHAUSTED)
+# Of a request one of whose transfers passed its lease.
+LEASE_WORDS = "took too long"
 SERVED_KINDS = ("plain", "cancel", "dead_reader")
 
 
@@ -102,6 +103,8 @@ class Counts:
         default_factory=collections.Counter)
     hanging: int = 0
     broken: int = 0
+    internal: int = 0  # such as a transfer that failed three times
+    unexpected: int = 0
     tokens: int = 0
     held_back: int = 0
 
@@ -139,7 +142,12 @@ class Soak:
             return
         self.counts.tokens += outcome.num_tokens
         self.counts.codes[f"{kind}.{outcome.code.name.lower()}"] += 1
-        if outcome.code not in EXPECTED_CODES:
+        is_lease = (outcome.code == grpc.StatusCode.UNAVAILABLE and
+                    LEASE_WORDS in outcome.message)
+        if outcome.code == grpc.StatusCode.INTERNAL:
+            self.counts.internal += 1
+        elif outcome.code not in EXPECTED_CODES and not is_lease:
+            self.counts.unexpected += 1
             print(f"soak: {kind}: {outcome.code.name}: {outcome.message}",
                   flush=True)
         if outcome.code == grpc.StatusCode.OK and kind != "dead_reader":
@@ -276,6 +284,9 @@ async def report_run(run: Soak, report: Report) -> None:
     report.add("soak.tokens", counts.tokens, "tokens")
     report.add("soak.without_terminal", counts.hanging, "requests")
     report.add("soak.broken_answers", counts.broken, "requests")
+    report.add("soak.internal_share",
+               counts.internal / max(sum(counts.codes.values()), 1), "share")
+    report.add("soak.unexpected_statuses", counts.unexpected, "requests")
     report.add("soak.rss_change", run.rss_change(), "share")
     report.add("soak.rss_end", run.rss[-1][1] / 2**20, "MiB")
     if server.process.poll() is not None:

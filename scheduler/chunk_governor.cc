@@ -15,7 +15,6 @@ namespace {
 constexpr double kAutomaticFactor = 1.65;
 // What is known of undisturbed gaps is of the past after so many others.
 constexpr int64_t kFreshGaps = 256;
-// Each so many gaps a little more is tried.
 constexpr int kFitRounds = 4;
 // No measurement is better than this, as a share of what is measured.
 constexpr double kLeastNoise = 0.02;

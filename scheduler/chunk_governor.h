@@ -14,8 +14,8 @@ struct ChunkLimits {
   int32_t min_rows = 16;  // 1..; max_rows where that is less
   int32_t max_rows = 0;   // 1..
   // What the gap between two tokens of an answer should be at most, as a rule:
-  // its typical value follows the target, its tail is above. 0: automatic, 1.5
-  // times the gap without prompts beside, so that the tail stays within twice.
+  // its typical value follows the target, its tail is above. 0: automatic,
+  // 1.65 times the gap without prompts, so that the tail stays within twice.
   double target_seconds = 0;
 };
 

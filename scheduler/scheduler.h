@@ -38,7 +38,7 @@ struct SchedulerOptions {
   int64_t max_tenant_queued_tokens = 0;
   int64_t max_tenant_queued_bytes = 0;
   // The time between two tokens of a running stream to keep to while prompts
-  // are read, by reading less of them in a step; 0: half as much again as it is
+  // are read, by reading less of them in a step; 0: 1.65 times what it is
   // without them.
   std::chrono::nanoseconds itl_target{0};
   // From its arrival, a request without an earlier deadline ends

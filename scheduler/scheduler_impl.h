@@ -82,6 +82,7 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
     // do not wait again before the other time.
     SteadyTime pause_until;
     SteadyTime next_pause;
+    bool is_pause_open = false;  // nothing was measured since it began
   };
 
   // A transfer under way holds the blocks of both sides, whatever becomes of
@@ -114,14 +115,20 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
                       std::vector<SequencePtr>& candidates)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   StepBudget BudgetNow(PoolId pool) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Whether a pool's prompts are to wait for a gap without them.
+  // Whether a pool's prompts are to wait for a gap without them: at most for
+  // kLongestPause at a time, and for one part in kPauseSpacing of all the time
+  // where nothing can be measured.
   bool IsPausing(PoolId pool, int32_t num_decode_rows, SteadyTime now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A gap without prompts has been measured.
+  void EndPauses(SteadyTime now, std::chrono::steady_clock::duration gap)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Resources AvailableNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The queued requests that may start next, in the order of their turns.
   std::vector<LivePtr> NextQueued(SteadyTime now, const Ageing& ageing) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Up to the highest priority of what waits for a pool's rows.
+  // Up to the highest priority of what reads its prompt in the pool, and of all
+  // that waits for a place.
   Ageing AgeingNow(PoolId pool) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Resources NeedsToStart(const LiveRequest& live,
                          const KvLedger::Prefix& prefix) const;
@@ -142,7 +149,7 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
   void ApplyTo(const Step& step, size_t index,
                std::span<const SampledToken> tokens, SteadyTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Account(const Step& step, SteadyTime now)
+  void Account(const Step& step, bool is_whole, SteadyTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // False: the token is none, and the request has ended.
   bool CheckToken(const SequencePtr& sequence, const SampledToken& token)

@@ -19,8 +19,8 @@ using Clock = std::chrono::steady_clock;
 // Of the queue, so many are looked at in one step: more do not start in it.
 constexpr size_t kMaxCandidates = 32;
 
-// Prompts wait for so many gaps of the other pool's answers at most: the one
-// under way, the one that is measured, and as many more.
+// Prompts wait for so many gaps of running answers at most: the one under way,
+// the one that is measured, and as many more.
 constexpr int kPauseGaps = 4;
 constexpr Clock::duration kLeastPause = std::chrono::milliseconds(10);
 constexpr Clock::duration kLongestPause = std::chrono::seconds(1);
@@ -40,6 +40,7 @@ std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
   mu_.Lock();
   while (!is_stopping_) {
     Expire(Clock::now());
+    const SteadyTime begin = Clock::now();
     step = BuildStep(pool);
     if (!ready_.empty()) {
       mu_.Unlock();
@@ -49,7 +50,8 @@ std::unique_ptr<Step> SchedulerImpl::Plan(PoolId pool) {
       continue;
     }
     if (step) break;
-    const auto pause = At(pool).pause_until - Clock::now();
+    // From before the plan: a pause that ran out under it is noticed, too.
+    const auto pause = At(pool).pause_until - begin;
     if (pause > pause.zero()) {
       changed_.WaitFor(&mu_, pause);
     } else {
@@ -222,29 +224,48 @@ StepBudget SchedulerImpl::BudgetNow(PoolId pool) const {
 
 bool SchedulerImpl::IsPausing(PoolId pool, int32_t num_decode_rows,
                               SteadyTime now) {
-  // A step of its own answers comes in any case.
-  if (num_decode_rows > 0 &&
-      governor_.WantsUndisturbed(pool, num_decode_rows)) {
-    return true;
-  }
-  const PoolId other = OtherPool(pool);
-  const auto num_answers = static_cast<int32_t>(At(other).decoding.size());
   PoolState& state = At(pool);
-  if (num_answers == 0 || !governor_.WantsUndisturbed(other, num_answers)) {
+  if (num_decode_rows == 0 && At(OtherPool(pool)).decoding.empty()) {
+    state.is_pause_open = false;
     state.pause_until = {};
     return false;
   }
-  // The other pool's answers may have to wait themselves.
-  if (state.pause_until == SteadyTime() && now >= state.next_pause) {
-    const double gap_seconds = governor_.UndisturbedSeconds(other, num_answers);
-    const auto usual =
-        std::clamp(kPauseGaps * std::chrono::duration_cast<Clock::duration>(
-                                    std::chrono::duration<double>(gap_seconds)),
-                   kLeastPause, kLongestPause);
-    state.pause_until = now + (gap_seconds > 0 ? usual : kLongestPause);
-    state.next_pause = now + kPauseSpacing * usual;
+  if (now < state.pause_until) return true;
+  // The answers whose gap is to be measured: of a step's own, or else those of
+  // the other pool.
+  PoolId answers_in = pool;
+  int32_t num_answers = num_decode_rows;
+  if (num_answers == 0 || !governor_.WantsUndisturbed(pool, num_answers)) {
+    answers_in = OtherPool(pool);
+    num_answers = static_cast<int32_t>(At(answers_in).decoding.size());
   }
-  return now < state.pause_until;
+  if (num_answers == 0 ||
+      !governor_.WantsUndisturbed(answers_in, num_answers) ||
+      now < state.next_pause) {
+    return false;
+  }
+  const double gap_seconds =
+      governor_.UndisturbedSeconds(answers_in, num_answers);
+  const auto usual =
+      std::clamp(kPauseGaps * std::chrono::duration_cast<Clock::duration>(
+                                  std::chrono::duration<double>(gap_seconds)),
+                 kLeastPause, kLongestPause);
+  // Where the last one brought nothing, gaps are longer than was known.
+  const bool is_known = gap_seconds > 0 && !state.is_pause_open;
+  const auto length = is_known ? usual : kLongestPause;
+  state.is_pause_open = true;
+  state.pause_until = now + length;
+  state.next_pause = now + kPauseSpacing * length;
+  return true;
+}
+
+void SchedulerImpl::EndPauses(SteadyTime now, Clock::duration gap) {
+  for (PoolState& pool : pools_) {
+    if (!pool.is_pause_open) continue;
+    pool.is_pause_open = false;
+    pool.pause_until = {};
+    pool.next_pause = std::min(pool.next_pause, now + kPauseSpacing * gap);
+  }
 }
 
 Resources SchedulerImpl::AvailableNow() const {
@@ -273,6 +294,7 @@ Ageing SchedulerImpl::AgeingNow(PoolId pool) const {
   for (const SequencePtr& sequence : At(pool).prefilling) {
     add(sequence->request());
   }
+  // Of both pools: they wait for each other's blocks.
   for (const auto& [uid, sequence] : swapped_) add(sequence->request());
   for (const auto& [uid, live] : queued_) add(live->request);
   return ageing;

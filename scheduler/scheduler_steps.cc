@@ -28,7 +28,8 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
   if (result.ok() && result->tokens.size() != num_draws) {
     result = absl::InternalError("the step's result has another shape");
   }
-  if (!result.ok() && !step->is_abandoned) {
+  if (!result.ok() &&
+      !(step->is_abandoned && absl::IsCancelled(result.status()))) {
     LogError(absl::StrCat("a ", PoolName(step->pool),
                           " step failed: ", result.status().ToString()));
   }
@@ -38,7 +39,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
     MutexLock lock(&mu_);
     const SteadyTime now = Clock::now();
     ledger_.Unpin(StoreOf(step->pool), step->pin);
-    Account(*step, now);
+    Account(*step, result.ok(), now);
     Expire(now);
     size_t next_token = 0;
     for (size_t i = 0; i < num_sequences; ++i) {
@@ -61,7 +62,7 @@ void SchedulerImpl::Apply(std::unique_ptr<Step> step,
   DeliverReady();
 }
 
-void SchedulerImpl::Account(const Step& step, SteadyTime now) {
+void SchedulerImpl::Account(const Step& step, bool is_whole, SteadyTime now) {
   PoolState& pool = At(step.pool);
   pool.running_step.reset();
   pool.step = nullptr;
@@ -76,15 +77,18 @@ void SchedulerImpl::Account(const Step& step, SteadyTime now) {
   }
   if (step.num_decode_rows == 0) return;
   const bool is_mixed = step.num_prompt_rows >= pool.prompt_rows_since;
-  if (pool.last_decode_step != SteadyTime()) {
-    governor_.OnGap(
-        {.answers_in = step.pool,
-         .num_decode_rows = step.num_decode_rows,
-         .prompt_rows = std::max(step.num_prompt_rows, pool.prompt_rows_since),
-         .prompts_in = is_mixed ? step.pool : OtherPool(step.pool),
-         .seconds = Seconds(pool.last_decode_step, now)});
+  const int32_t prompt_rows =
+      std::max(step.num_prompt_rows, pool.prompt_rows_since);
+  // One that failed or was abandoned took less than it would have.
+  if (is_whole && pool.last_decode_step != SteadyTime()) {
+    governor_.OnGap({.answers_in = step.pool,
+                     .num_decode_rows = step.num_decode_rows,
+                     .prompt_rows = prompt_rows,
+                     .prompts_in = is_mixed ? step.pool : OtherPool(step.pool),
+                     .seconds = Seconds(pool.last_decode_step, now)});
+    if (prompt_rows == 0) EndPauses(now, now - pool.last_decode_step);
   }
-  pool.last_decode_step = now;
+  pool.last_decode_step = is_whole ? now : SteadyTime();
   const auto& other = At(OtherPool(step.pool)).running_step;
   pool.prompt_rows_since = other ? other->num_prompt_rows : 0;
 }

@@ -41,7 +41,7 @@ int32_t EffectivePriority(int32_t priority, SteadyTime arrival, SteadyTime now,
 
 // Indices of `waiting`, the next first, no more than `limit`.
 //
-// By effective priority (`ageing.top` is that of all who wait for the model).
+// By effective priority (`ageing.top` is at least that of all who wait).
 // Within one, always the oldest request of the tenant
 // with the least counter, as if each had been charged when it was taken; equal
 // counters by arrival. Those of one tenant are in order of arrival.
