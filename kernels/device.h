@@ -105,9 +105,9 @@ struct DeviceOptions {
   // CPU: threads of the team; 0 follows the cgroup's cpu.max and the affinity
   // mask.
   int num_threads = 0;
-  // CPU: highest instruction set to use: "auto", "avx2", or "avx512", which
-  // leaves the BF16 instructions out. The first device's choice holds for the
-  // process.
+  // CPU: highest instruction set to use: "auto", "avx512_bf16", which leaves
+  // AMX out, "avx512", which leaves the BF16 instructions out, or "avx2". The
+  // first device's choice holds for the process.
   std::string cpu_isa = "auto";
   // A row's results depend, to the last bit, on its own sequence alone: not on
   // the rows beside it, on the chunks in which its prompt came or on the number

@@ -75,11 +75,12 @@ void AddDeviceFlags(FlagSet& flags, ServerConfig& config) {
   flags.AddInt32("threads",
                  "CPU threads; 0: what the cgroup and the affinity mask allow",
                  0, 4096, &config.threads);
-  flags.Add("cpu_isa", "auto|avx2|avx512",
+  flags.Add("cpu_isa", "auto|avx2|avx512|avx512_bf16",
             "highest instruction set to use (auto)",
             [&config](absl::string_view text) {
-              if (text != "auto" && text != "avx2" && text != "avx512") {
-                return Invalid("must be auto, avx2 or avx512");
+              if (text != "auto" && text != "avx2" && text != "avx512" &&
+                  text != "avx512_bf16") {
+                return Invalid("must be auto, avx2, avx512 or avx512_bf16");
               }
               config.cpu_isa = std::string(text);
               return absl::OkStatus();

@@ -1,9 +1,13 @@
 #include "kernels/cpu/cpu_info.h"
 
+#include <cpuid.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -128,12 +132,40 @@ dnnl::cpu_isa OneDnnIsa(CpuIsa isa) {
     case CpuIsa::kAvx512:
       return dnnl::cpu_isa::avx512_core;
     case CpuIsa::kAvx512Bf16:
+    case CpuIsa::kAmxBf16:
       return dnnl::cpu_isa::avx512_core_bf16;
   }
   return dnnl::cpu_isa::avx2;
 }
 
-bool HasAvx512Bf16() { return __builtin_cpu_supports("avx512bf16"); }
+bool HasAvx512Bf16() {
+  return HasAvx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+// Linux gives the state of tiles to a process that asks for it, once; where it
+// refuses, the first tile instruction would end the program.
+bool HasAmxBf16() {
+  unsigned a, b, c, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return HasAvx512Bf16() &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// In the order of CpuIsa; auto has no name of its own.
+constexpr absl::string_view kCaps[] = {"avx2", "avx512", "avx512_bf16", "auto"};
+
+CpuIsa BestIsa(CpuIsa cap) {
+  if (cap >= CpuIsa::kAmxBf16 && HasAmxBf16()) return CpuIsa::kAmxBf16;
+  if (cap >= CpuIsa::kAvx512Bf16 && HasAvx512Bf16()) {
+    return CpuIsa::kAvx512Bf16;
+  }
+  if (cap >= CpuIsa::kAvx512 && HasAvx512()) return CpuIsa::kAvx512;
+  return CpuIsa::kAvx2;
+}
 
 }  // namespace
 
@@ -145,14 +177,17 @@ const char* CpuIsaName(CpuIsa isa) {
       return "AVX-512";
     case CpuIsa::kAvx512Bf16:
       return "AVX-512 BF16";
+    case CpuIsa::kAmxBf16:
+      return "AMX BF16";
   }
   return "";
 }
 
 absl::StatusOr<CpuIsa> ChooseCpuIsa(absl::string_view cap) {
-  if (cap != "auto" && cap != "avx512" && cap != "avx2") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cpu_isa \"", cap, "\" is none of auto, avx2, avx512"));
+  const auto* found = std::find(std::begin(kCaps), std::end(kCaps), cap);
+  if (found == std::end(kCaps)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cpu_isa \"", cap, "\" is none of auto, avx2, avx512, avx512_bf16"));
   }
   static Mutex mutex;
   static std::string chosen_cap;  // empty until the first call
@@ -168,11 +203,7 @@ absl::StatusOr<CpuIsa> ChooseCpuIsa(absl::string_view cap) {
     return absl::FailedPreconditionError(
         "this processor has no AVX2 and FMA, which the CPU backend needs");
   }
-  chosen = CpuIsa::kAvx2;
-  if (cap != "avx2" && HasAvx512()) {
-    chosen = cap == "auto" && HasAvx512Bf16() ? CpuIsa::kAvx512Bf16
-                                              : CpuIsa::kAvx512;
-  }
+  chosen = BestIsa(static_cast<CpuIsa>(found - std::begin(kCaps)));
   chosen_cap = std::string(cap);
   if (chosen == CpuIsa::kAvx2) hwy::DisableTargets(HWY_AVX3 | HWY_AVX3_DL);
   dnnl::set_max_cpu_isa(OneDnnIsa(chosen));

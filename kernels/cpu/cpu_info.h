@@ -11,12 +11,13 @@
 namespace overfill {
 
 // Instruction sets that the kernels tell apart, each including those before.
-// AVX-512 means F, CD, BW, DQ and VL.
-enum class CpuIsa { kAvx2, kAvx512, kAvx512Bf16 };
+// AVX-512 means F, CD, BW, DQ and VL; AMX that the kernel lets us use tiles.
+enum class CpuIsa { kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 const char* CpuIsaName(CpuIsa isa);
 
 // The best set that the processor has and `cap` allows. `cap` is "auto" (no
-// limit), "avx512" (without the BF16 instructions) or "avx2"; INVALID_ARGUMENT
+// limit), "avx512_bf16" (without tiles), "avx512" (without the BF16
+// instructions) or "avx2"; INVALID_ARGUMENT
 // for another. FAILED_PRECONDITION where the processor has no AVX2.
 //
 // The choice holds for the process, since Highway and oneDNN keep theirs there:

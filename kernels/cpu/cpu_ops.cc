@@ -89,10 +89,12 @@ void CpuOps::Linear(Stream& stream, Matrix x, const LinearWeight& weight,
   CheckMatrix(out, x.rows, weight.out_features());
   if (!cpu.ok() || x.rows == 0) return;
   const auto& packed = static_cast<const CpuLinearWeight&>(weight);
-  const bool split = packed.dtype() == DType::kBF16 &&
-                     isa_ == CpuIsa::kAvx512Bf16 && !batch_invariant_;
-  MultiplyLinear(cpu, split ? ProductPath::kBF16 : ProductPath::kF32, x, packed,
-                 out, accumulate);
+  ProductPath path = ProductPath::kF32;
+  if (packed.dtype() == DType::kBF16 && !batch_invariant_) {
+    if (isa_ == CpuIsa::kAvx512Bf16) path = ProductPath::kBF16;
+    if (isa_ == CpuIsa::kAmxBf16) path = ProductPath::kAmx;
+  }
+  MultiplyLinear(cpu, path, x, packed, out, accumulate);
 }
 
 void CpuOps::RopeAngles(Stream& stream, const BatchView& batch,

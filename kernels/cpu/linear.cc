@@ -73,6 +73,10 @@ void PackBF16(const HostTensor& tensor, int64_t first, int64_t panel_elements,
 // for twice the speed.
 constexpr int64_t kMaxExactRows = 64;
 
+// With fewer rows than these, tiles are mostly empty, and no faster than
+// vectors.
+constexpr int64_t kMinTileRows = 3;
+
 // high = bf16(x), low = bf16(x - high).
 void SplitToBF16(const float* x, int64_t count, uint16_t* high, uint16_t* low) {
   constexpr int64_t kChunk = 256;
@@ -202,7 +206,7 @@ void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
   all.depth = depth;
   all.out_stride = out.stride;
   all.accumulate = accumulate;
-  const bool dot = path == ProductPath::kBF16;
+  const bool dot = path != ProductPath::kF32;
   if (dot) {
     const int64_t stride = RoundUp(depth, kPanelDepth);
     const bool exact = x.rows <= kMaxExactRows;
@@ -230,7 +234,9 @@ void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
     all.x_rest = exact ? low : nullptr;
     all.x_stride = stride;
   }
-  const auto multiply = dot                              ? MultiplyPanelBF16Dot
+  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
+  const auto multiply = in_tiles                         ? MultiplyPanelAmx
+                        : dot                            ? MultiplyPanelBF16Dot
                         : weight.dtype() == DType::kBF16 ? MultiplyPanelBF16
                                                          : MultiplyPanelF32;
   stream.ParallelFor(weight.num_panels(), 1,

@@ -55,6 +55,8 @@ enum class ProductPath {
   // The input becomes bf16: in two halves for few rows, rounded for many. Needs
   // AVX-512 BF16 and bf16 weights.
   kBF16,
+  // The same in tiles. Needs AMX BF16.
+  kAmx,
 };
 
 // out (+)= x W^T + b, all rows f32. Shapes are checked by the caller.

@@ -38,6 +38,8 @@ void MultiplyPanelBF16(const PanelProduct& product);
 // bf16 x with rows padded with zeros to kPanelDepth, bf16 weights. Needs
 // AVX-512 BF16.
 void MultiplyPanelBF16Dot(const PanelProduct& product);
+// The same. Needs AMX BF16, and the process's permission to use tiles.
+void MultiplyPanelAmx(const PanelProduct& product);
 
 }  // namespace overfill
 

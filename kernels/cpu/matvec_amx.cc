@@ -1,0 +1,201 @@
+// The AMX panel product: tiles of 16 rows by 16 columns, 32 deep.
+//
+// Tile registers, by row tile r and column tile v: sums 0..3, inputs 4 and 5,
+// weights 6 and 7. A panel's pair k, k + 1 of 16 columns is 64 bytes, so that
+// 16 pairs are a tile of weights as they lie in memory.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "base/checked_math.h"
+#include "kernels/cpu/matvec.h"
+
+#define OVERFILL_AMX_TARGET \
+  __attribute__((           \
+      target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-bf16")))
+
+namespace overfill {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileCols = 16;
+constexpr int64_t kTileDepth = 32;
+static_assert(kPanelDepth % kTileDepth == 0);
+static_assert(kPanelCols == 4 * kTileCols);
+constexpr int64_t kPanelPairStride = kPanelCols * 4;  // bytes
+
+// For more rows than the tiles hold at once, a panel's block of this depth
+// stays in the L2 cache while all rows use it.
+constexpr int64_t kDepthBlock = 2048;
+// For few rows the weights' way from memory is the time; so far ahead of their
+// use they set out.
+constexpr int64_t kPrefetchDepth = 64;
+
+// Sums of up to two row tiles, on their way from the tiles to the output.
+struct Sums {
+  alignas(64) float at[2 * kTileRows][kPanelCols];
+};
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Row counts of the sums, by register, and of the inputs; 1 to 16 each.
+OVERFILL_AMX_TARGET inline void Configure(int64_t rows_of_0_and_1,
+                                          int64_t rows_of_2_and_3,
+                                          int64_t rows_of_4,
+                                          int64_t rows_of_5) {
+  TileConfig config;
+  const int64_t rows[8] = {rows_of_0_and_1, rows_of_0_and_1, rows_of_2_and_3,
+                           rows_of_2_and_3, rows_of_4,       rows_of_5,
+                           kTileRows,       kTileRows};
+  for (int i = 0; i < 8; ++i) {
+    config.row_bytes[i] = 64;
+    config.rows[i] = static_cast<uint8_t>(rows[i]);
+  }
+  _tile_loadconfig(&config);
+}
+
+OVERFILL_AMX_TARGET inline void ZeroSums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Adds `rows` of sums to the output; the first depth block brings bias and old
+// values.
+OVERFILL_AMX_TARGET void Store(const PanelProduct& p, int64_t row, int64_t rows,
+                               bool is_first, const Sums& sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = p.out + (row + r) * p.out_stride;
+    for (int64_t col = 0; col < p.cols; col += kTileCols) {
+      const int64_t left = p.cols - col;
+      const __mmask16 mask =
+          left >= kTileCols ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+      __m512 sum = _mm512_load_ps(&sums.at[r][col]);
+      if (!is_first || p.accumulate) {
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out + col));
+      }
+      if (is_first && p.bias != nullptr) {
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, p.bias + col));
+      }
+      _mm512_mask_storeu_ps(out + col, mask, sum);
+    }
+  }
+}
+
+// One row tile: all columns at once, so that the panel is read in one go.
+template <bool kRest>
+OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
+                                         int64_t rows, int64_t begin,
+                                         int64_t end) {
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
+  const int64_t x_bytes = p.x_stride * 2;
+  Configure(rows, rows, rows, rows);
+  ZeroSums();
+  for (int64_t k = begin; k < end; k += kTileDepth) {
+    const char* w = static_cast<const char*>(p.panel) + k * kPanelCols * 2;
+    const char* next = w + kPrefetchDepth * kPanelCols * 2;
+    for (int64_t line = 0; line < kTileDepth * kPanelCols * 2; line += 64) {
+      _mm_prefetch(next + line, _MM_HINT_T0);
+    }
+    _tile_loadd(4, x + k, x_bytes);
+    if constexpr (kRest) _tile_loadd(5, x_rest + k, x_bytes);
+    _tile_loadd(6, w, kPanelPairStride);
+    if constexpr (kRest) _tile_dpbf16ps(0, 5, 6);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + 64, kPanelPairStride);
+    if constexpr (kRest) _tile_dpbf16ps(1, 5, 7);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, w + 128, kPanelPairStride);
+    if constexpr (kRest) _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, w + 192, kPanelPairStride);
+    if constexpr (kRest) _tile_dpbf16ps(3, 5, 7);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+  Sums sums;
+  _tile_stored(0, &sums.at[0][0], sizeof(sums.at[0]));
+  _tile_stored(1, &sums.at[0][16], sizeof(sums.at[0]));
+  _tile_stored(2, &sums.at[0][32], sizeof(sums.at[0]));
+  _tile_stored(3, &sums.at[0][48], sizeof(sums.at[0]));
+  Store(p, row, rows, begin == 0, sums);
+}
+
+// Inputs of two row tiles times the weights in 6 and 7.
+OVERFILL_AMX_TARGET inline void AddTwoTiles(const uint16_t* x,
+                                            int64_t x_stride) {
+  _tile_loadd(4, x, x_stride * 2);
+  _tile_loadd(5, x + kTileRows * x_stride, x_stride * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// Two row tiles, the second of `rows` - 16 rows: half of the columns, then the
+// others, so that each tile that is loaded is used twice.
+template <bool kRest>
+OVERFILL_AMX_TARGET void MultiplyTwoTiles(const PanelProduct& p, int64_t row,
+                                          int64_t rows, int64_t begin,
+                                          int64_t end) {
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
+  Configure(kTileRows, rows - kTileRows, kTileRows, rows - kTileRows);
+  Sums sums;
+  for (int64_t col = 0; col < p.cols; col += 2 * kTileCols) {
+    ZeroSums();
+    for (int64_t k = begin; k < end; k += kTileDepth) {
+      const char* w =
+          static_cast<const char*>(p.panel) + k * kPanelCols * 2 + col * 4;
+      _tile_loadd(6, w, kPanelPairStride);
+      _tile_loadd(7, w + 64, kPanelPairStride);
+      if constexpr (kRest) AddTwoTiles(x_rest + k, p.x_stride);
+      AddTwoTiles(x + k, p.x_stride);
+    }
+    _tile_stored(0, &sums.at[0][col], sizeof(sums.at[0]));
+    _tile_stored(1, &sums.at[0][col + kTileCols], sizeof(sums.at[0]));
+    _tile_stored(2, &sums.at[kTileRows][col], sizeof(sums.at[0]));
+    _tile_stored(3, &sums.at[kTileRows][col + kTileCols], sizeof(sums.at[0]));
+  }
+  Store(p, row, rows, begin == 0, sums);
+}
+
+template <bool kRest>
+OVERFILL_AMX_TARGET void MultiplyAllRows(const PanelProduct& p) {
+  const int64_t depth = RoundUp(p.depth, kPanelDepth);
+  const int64_t block = p.rows <= 2 * kTileRows ? depth : kDepthBlock;
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + block, depth);
+    for (int64_t row = 0; row < p.rows; row += 2 * kTileRows) {
+      const int64_t rows = std::min(p.rows - row, 2 * kTileRows);
+      if (rows > kTileRows) {
+        MultiplyTwoTiles<kRest>(p, row, rows, begin, end);
+      } else {
+        MultiplyOneTile<kRest>(p, row, rows, begin, end);
+      }
+    }
+    begin = end;
+  } while (begin < depth);
+  // Tiles in use are kept over each change of threads.
+  _tile_release();
+}
+
+}  // namespace
+
+void MultiplyPanelAmx(const PanelProduct& p) {
+  if (p.x_rest != nullptr) {
+    MultiplyAllRows<true>(p);
+  } else {
+    MultiplyAllRows<false>(p);
+  }
+}
+
+}  // namespace overfill
