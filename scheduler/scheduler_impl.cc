@@ -116,6 +116,8 @@ SchedulerImpl::SchedulerImpl(const SchedulerOptions& options,
   reaper_ = std::thread([this] { ReapLoop(); });
 }
 
+// Only a lack of memory can throw here, and ends the program anywhere.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 SchedulerImpl::~SchedulerImpl() {
   {
     MutexLock lock(&mu_);

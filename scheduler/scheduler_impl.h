@@ -52,6 +52,7 @@ class SchedulerImpl final : public Scheduler, private PoolHost {
                 const SchedulerBackend& backend,
                 const std::array<StepBudget, 2>& budgets,
                 SchedulerObserver* observer);
+  // NOLINTNEXTLINE(bugprone-exception-escape)
   ~SchedulerImpl() override;
 
   absl::Status Precheck(absl::string_view tenant, int64_t prompt_bytes,
