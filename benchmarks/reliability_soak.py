@@ -57,7 +57,7 @@ class Scale:
 
 
 LARGE = Scale(load.LARGE,
-              ["--kv_cache_bytes=90000000", "--swap_bytes=64000000"], 32, 16)
+              ["--kv_cache_bytes=45000000", "--swap_bytes=64000000"], 32, 16)
 # For builds that are slow.
 SMALL = Scale(load.SMALL,
               ["--kv_cache_bytes=700000", "--swap_bytes=1000000"], 128, 48)
@@ -247,7 +247,12 @@ def unaccounted(server: Server, counts: Counts) -> float:
         "overfill_requests_total", "overfill_requests_rejected_total"))
     sent = sum(counts.sent.values())
     least = sum(counts.sent[kind] for kind in SERVED_KINDS)
-    return max(ends - sent, least - ends, 0)
+    missing = max(ends - sent, least - ends, 0)
+    if missing:
+        for key, value in sorted(metrics.items()):
+            if value and re.match(r"overfill_requests(_rejected)?_total", key):
+                print(f"soak: {key} {value:g}", flush=True)
+    return missing
 
 
 def report_faults(lines: List[str], report: Report) -> None:

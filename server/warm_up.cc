@@ -71,6 +71,9 @@ absl::Status WarmUp(Scheduler& scheduler, int32_t token_id,
     while (std::optional<Event> event = events->Pop()) {
       const Terminal* terminal = std::get_if<Terminal>(&*event);
       if (terminal == nullptr) continue;
+      // Until it has been told to whoever counts: what is counted from now on
+      // is others' requests.
+      scheduler.WaitIdle(absl::ToChronoNanoseconds(timeout));
       return terminal->status.ok() ? absl::OkStatus()
                                    : Failed(terminal->status);
     }

@@ -79,6 +79,7 @@ class FakeScheduler : public Scheduler {
   bool WaitIdle(std::chrono::nanoseconds timeout) override {
     const SteadyTime end = std::chrono::steady_clock::now() + timeout;
     MutexLock lock(&mu_);
+    ++num_idle_waits_;
     while (!live_.empty()) {
       const auto left = end - std::chrono::steady_clock::now();
       if (left <= std::chrono::nanoseconds(0)) return false;
@@ -112,6 +113,10 @@ class FakeScheduler : public Scheduler {
   void SetIntegrity(absl::Status status) {
     MutexLock lock(&mu_);
     integrity_ = std::move(status);
+  }
+  int num_idle_waits() const {
+    MutexLock lock(&mu_);
+    return num_idle_waits_;
   }
   std::vector<Prechecked> prechecks() const {
     MutexLock lock(&mu_);
@@ -211,6 +216,7 @@ class FakeScheduler : public Scheduler {
   int num_ended_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status precheck_ ABSL_GUARDED_BY(mu_);
   std::vector<Prechecked> prechecks_ ABSL_GUARDED_BY(mu_);
+  int num_idle_waits_ ABSL_GUARDED_BY(mu_) = 0;
   std::chrono::nanoseconds retry_after_ ABSL_GUARDED_BY(mu_) =
       std::chrono::seconds(1);
   SchedulerStats stats_ ABSL_GUARDED_BY(mu_);

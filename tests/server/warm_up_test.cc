@@ -28,6 +28,9 @@ TEST(WarmUpTest, RunsBothStagesAndWaitsForTheEnd) {
   const absl::Status status = WarmUp(scheduler, 3, 100, absl::Seconds(30));
   engine.join();
   EXPECT_TRUE(status.ok()) << status;
+  // The end reaches the client before it reaches the metrics: only an idle
+  // scheduler has told it to both.
+  EXPECT_EQ(scheduler.num_idle_waits(), 1);
 }
 
 TEST(WarmUpTest, FitsTheSmallestContext) {
