@@ -57,7 +57,7 @@ class Scale:
 
 
 LARGE = Scale(load.LARGE,
-              ["--kv_cache_bytes=45000000", "--swap_bytes=64000000"], 32, 16)
+              ["--kv_cache_bytes=45000000", "--swap_bytes=64000000"], 96, 16)
 # For builds that are slow.
 SMALL = Scale(load.SMALL,
               ["--kv_cache_bytes=700000", "--swap_bytes=1000000"], 128, 48)
