@@ -14,8 +14,8 @@ namespace overfill {
 
 // W [out, in] as panels of kPanelCols output columns, each with its whole depth
 // in one piece (see PanelProduct); out is padded with zero columns, and the
-// depth of bf16 weights with zeros to kPanelDepth. For bf16 this is the layout
-// that oneDNN calls BA16a64b2a, so both product paths read the same bytes.
+// depth of bf16 weights with zeros to kPanelDepth. All product paths read the
+// same bytes; those of bf16 are tiles for AMX as they lie.
 class CpuLinearWeight : public LinearWeight {
  public:
   static absl::StatusOr<std::unique_ptr<CpuLinearWeight>> Make(
