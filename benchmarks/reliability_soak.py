@@ -57,7 +57,7 @@ class Scale:
 
 
 LARGE = Scale(load.LARGE,
-              ["--kv_cache_bytes=45000000", "--swap_bytes=64000000"], 96, 16)
+              ["--kv_cache_bytes=45000000", "--swap_bytes=64000000"], 128, 48)
 # For builds that are slow.
 SMALL = Scale(load.SMALL,
               ["--kv_cache_bytes=700000", "--swap_bytes=1000000"], 128, 48)
@@ -70,8 +70,9 @@ def mixed_plan(rng: random.Random, prefixes: List[List[int]],
     prefix = rng.choice(prefixes) if rng.random() < 0.5 else []
     prompt = prefix[:length]
     prompt += load.random_prompt(rng, length - len(prompt), scale.vocab)
-    plan = Plan(prompt, rng.randint(4, scale.most_answer_tokens), path=rng.choice([1, 1, 2, 3]),
-                n=rng.choice([1, 1, 1, 2]), priority=rng.choice([0, 0, 0, 1, 5]),
+    plan = Plan(prompt, rng.randint(4, scale.most_answer_tokens),
+                path=rng.choice([1, 1, 2, 3]), n=rng.choice([1, 1, 1, 2]),
+                priority=rng.choice([0, 0, 0, 1, 5]),
                 seed=rng.getrandbits(32))
     draw = rng.random()
     if draw < 0.10:
