@@ -9,13 +9,17 @@
 
 namespace overfill {
 
-enum class DType : uint8_t { kF32, kBF16, kF16 };
+// kInt8 is of weights alone, with a scale for each group of a row.
+enum class DType : uint8_t { kF32, kBF16, kF16, kInt8 };
 
 constexpr int64_t DTypeBytes(DType dtype) {
-  return dtype == DType::kF32 ? 4 : 2;
+  return dtype == DType::kF32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
 }
 constexpr const char* DTypeName(DType dtype) {
-  return dtype == DType::kF32 ? "f32" : dtype == DType::kBF16 ? "bf16" : "f16";
+  return dtype == DType::kF32    ? "f32"
+         : dtype == DType::kBF16 ? "bf16"
+         : dtype == DType::kF16  ? "f16"
+                                 : "int8";
 }
 
 // bf16 as its bits; rounding is to nearest even, a NaN stays a NaN.

@@ -139,16 +139,17 @@ dnnl::cpu_isa OneDnnIsa(CpuIsa isa) {
 }
 
 bool HasAvx512Bf16() {
-  return HasAvx512() && __builtin_cpu_supports("avx512bf16");
+  return HasAvx512Vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
 // Linux gives the state of tiles to a process that asks for it, once; where it
 // refuses, the first tile instruction would end the program.
-bool HasAmxBf16() {
+bool HasAmx() {
   unsigned a, b, c, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBf16 | kTile | kInt8;
+  if ((d & kAll) != kAll) return false;
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
   return HasAvx512Bf16() &&
@@ -159,7 +160,7 @@ bool HasAmxBf16() {
 constexpr absl::string_view kCaps[] = {"avx2", "avx512", "avx512_bf16", "auto"};
 
 CpuIsa BestIsa(CpuIsa cap) {
-  if (cap >= CpuIsa::kAmxBf16 && HasAmxBf16()) return CpuIsa::kAmxBf16;
+  if (cap >= CpuIsa::kAmxBf16 && HasAmx()) return CpuIsa::kAmxBf16;
   if (cap >= CpuIsa::kAvx512Bf16 && HasAvx512Bf16()) {
     return CpuIsa::kAvx512Bf16;
   }
@@ -181,6 +182,10 @@ const char* CpuIsaName(CpuIsa isa) {
       return "AMX BF16";
   }
   return "";
+}
+
+bool HasAvx512Vnni() {
+  return HasAvx512() && __builtin_cpu_supports("avx512vnni");
 }
 
 absl::StatusOr<CpuIsa> ChooseCpuIsa(absl::string_view cap) {

@@ -12,6 +12,7 @@
 #include "kernels/cpu/checks.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/sampling.h"
 
 namespace overfill {
@@ -82,6 +83,26 @@ void CpuOps::RmsNorm(Stream& stream, Matrix x, const float* gain, float eps,
                   });
 }
 
+ProductPath CpuOps::PathOf(DType weights) const {
+  const bool is_int8 = weights == DType::kInt8;
+  // Only int8's sums have one order in every path.
+  if (weights == DType::kF32 || (batch_invariant_ && !is_int8)) {
+    return ProductPath::kAvx2;
+  }
+  switch (isa_) {
+    case CpuIsa::kAmxBf16:
+      return ProductPath::kAmx;
+    case CpuIsa::kAvx512Bf16:
+      return ProductPath::kDot;
+    case CpuIsa::kAvx512:
+      return is_int8 && HasAvx512Vnni() ? ProductPath::kDot
+                                        : ProductPath::kAvx2;
+    case CpuIsa::kAvx2:
+      break;
+  }
+  return ProductPath::kAvx2;
+}
+
 void CpuOps::Linear(Stream& stream, Matrix x, const LinearWeight& weight,
                     Matrix out, bool accumulate) {
   CpuStream& cpu = AsCpuStream(stream);
@@ -89,12 +110,7 @@ void CpuOps::Linear(Stream& stream, Matrix x, const LinearWeight& weight,
   CheckMatrix(out, x.rows, weight.out_features());
   if (!cpu.ok() || x.rows == 0) return;
   const auto& packed = static_cast<const CpuLinearWeight&>(weight);
-  ProductPath path = ProductPath::kF32;
-  if (packed.dtype() == DType::kBF16 && !batch_invariant_) {
-    if (isa_ == CpuIsa::kAvx512Bf16) path = ProductPath::kBF16;
-    if (isa_ == CpuIsa::kAmxBf16) path = ProductPath::kAmx;
-  }
-  MultiplyLinear(cpu, path, x, packed, out, accumulate);
+  MultiplyLinear(cpu, PathOf(packed.dtype()), x, packed, out, accumulate);
 }
 
 void CpuOps::RopeAngles(Stream& stream, const BatchView& batch,

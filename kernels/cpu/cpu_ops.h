@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_info.h"
+#include "kernels/cpu/linear.h"
 #include "kernels/ops.h"
 
 namespace overfill {
@@ -61,6 +62,8 @@ class CpuOps : public Ops {
                      std::span<const BlockCopy> blocks) override;
 
  private:
+  ProductPath PathOf(DType weights) const;
+
   const CpuIsa isa_;
   const bool batch_invariant_;
   const std::shared_ptr<MemoryAccount> account_;

@@ -1,7 +1,6 @@
 #include "kernels/cpu/linear.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,61 +8,11 @@
 #include "base/checked_math.h"
 #include "base/status_macros.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/int8.h"
+#include "kernels/cpu/pack.h"
 
 namespace overfill {
 namespace {
-
-template <typename T>
-T ReadUnaligned(const std::byte* data, int64_t index) {
-  T value;
-  std::memcpy(&value, data + index * static_cast<int64_t>(sizeof(T)),
-              sizeof(T));
-  return value;
-}
-
-float ReadFloat(const HostTensor& tensor, int64_t index) {
-  switch (tensor.dtype) {
-    case DType::kF32:
-      return ReadUnaligned<float>(tensor.data, index);
-    case DType::kBF16:
-      return FloatFromBFloat16(ReadUnaligned<uint16_t>(tensor.data, index));
-    case DType::kF16:
-      return FloatFromFloat16(ReadUnaligned<uint16_t>(tensor.data, index));
-  }
-  return 0;
-}
-
-// Puts `tensor` [rows, depth] into the packed output columns from `first`.
-void PackF32(const HostTensor& tensor, int64_t first, int64_t panel_elements,
-             float* panels) {
-  const int64_t rows = tensor.shape[0];
-  const int64_t depth = tensor.shape[1];
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t col = first + row;
-    float* out = panels + col / kPanelCols * panel_elements + col % kPanelCols;
-    for (int64_t k = 0; k < depth; ++k) {
-      out[k * kPanelCols] = ReadFloat(tensor, row * depth + k);
-    }
-  }
-}
-
-void PackBF16(const HostTensor& tensor, int64_t first, int64_t panel_elements,
-              uint16_t* panels) {
-  const int64_t rows = tensor.shape[0];
-  const int64_t depth = tensor.shape[1];
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t col = first + row;
-    uint16_t* out =
-        panels + col / kPanelCols * panel_elements + col % kPanelCols * 2;
-    for (int64_t k = 0; k < depth; ++k) {
-      const int64_t index = row * depth + k;
-      out[k / 2 * kPanelCols * 2 + k % 2] =
-          tensor.dtype == DType::kBF16
-              ? ReadUnaligned<uint16_t>(tensor.data, index)
-              : BFloat16FromFloat(ReadFloat(tensor, index));
-    }
-  }
-}
 
 // Up to here a bf16 product takes its input to 16 bits, in two bf16 halves: the
 // precision of f32 input at its cost, and no more than the weights' reading for
@@ -125,10 +74,6 @@ absl::StatusOr<StackedShape> CheckShapes(std::span<const HostTensor> weights,
 
 }  // namespace
 
-float HostElement(const HostTensor& tensor, int64_t index) {
-  return ReadFloat(tensor, index);
-}
-
 CpuLinearWeight::CpuLinearWeight(int64_t in, int64_t out, DType dtype,
                                  int64_t num_panels, int64_t panel_bytes,
                                  std::unique_ptr<Buffer> panels,
@@ -144,24 +89,16 @@ CpuLinearWeight::CpuLinearWeight(int64_t in, int64_t out, DType dtype,
 absl::StatusOr<std::unique_ptr<CpuLinearWeight>> CpuLinearWeight::Make(
     std::span<const HostTensor> weights, std::span<const HostTensor> biases,
     DType dtype, const std::shared_ptr<MemoryAccount>& account) {
-  OVERFILL_CHECK(dtype == DType::kF32 || dtype == DType::kBF16);
+  OVERFILL_CHECK(dtype == DType::kF32 || dtype == DType::kBF16 ||
+                 dtype == DType::kInt8);
   ASSIGN_OR_RETURN(const StackedShape shape, CheckShapes(weights, biases));
-  const int64_t depth =
-      dtype == DType::kBF16 ? RoundUp(shape.in, kPanelDepth) : shape.in;
   const int64_t num_panels = CeilDiv(shape.out, kPanelCols);
-  const int64_t panel_elements = depth * kPanelCols;
-  const int64_t panel_bytes = panel_elements * DTypeBytes(dtype);
+  const int64_t panel_bytes = PanelBytes(dtype, shape.in);
   ASSIGN_OR_RETURN(auto panels,
                    AllocateCpuBuffer(account, num_panels * panel_bytes));
   int64_t first = 0;
   for (const HostTensor& weight : weights) {
-    if (dtype == DType::kF32) {
-      PackF32(weight, first, panel_elements,
-              static_cast<float*>(panels->data()));
-    } else {
-      PackBF16(weight, first, panel_elements,
-               static_cast<uint16_t*>(panels->data()));
-    }
+    PackRows(weight, first, dtype, panels->data());
     first += weight.shape[0];
   }
   std::unique_ptr<Buffer> bias;
@@ -169,7 +106,7 @@ absl::StatusOr<std::unique_ptr<CpuLinearWeight>> CpuLinearWeight::Make(
     ASSIGN_OR_RETURN(bias, AllocateCpuBuffer(account, shape.out * 4));
     float* out = static_cast<float*>(bias->data());
     for (const HostTensor& part : biases) {
-      for (int64_t i = 0; i < part.shape[0]; ++i) *out++ = ReadFloat(part, i);
+      for (int64_t i = 0; i < part.shape[0]; ++i) *out++ = HostElement(part, i);
     }
   }
   return std::unique_ptr<CpuLinearWeight>(
@@ -182,68 +119,84 @@ int64_t CpuLinearWeight::panel_cols(int64_t panel) const {
 }
 
 void CpuLinearWeight::CopyRow(int64_t row, float* out) const {
-  const int64_t col = row % kPanelCols;
-  const void* data = panel(row / kPanelCols);
-  if (dtype_ == DType::kF32) {
-    const float* in = static_cast<const float*>(data) + col;
-    for (int64_t k = 0; k < in_features(); ++k) out[k] = in[k * kPanelCols];
-    return;
-  }
-  const uint16_t* in = static_cast<const uint16_t*>(data) + col * 2;
-  for (int64_t k = 0; k < in_features(); ++k) {
-    out[k] = FloatFromBFloat16(in[k / 2 * kPanelCols * 2 + k % 2]);
-  }
+  UnpackColumn(dtype_, panel(row / kPanelCols), row % kPanelCols, in_features(),
+               out);
 }
 
-void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
-                    const CpuLinearWeight& weight, Matrix out,
-                    bool accumulate) {
-  const int64_t depth = weight.in_features();
-  PanelProduct all;
-  all.x = x.data;
-  all.x_stride = x.stride;
-  all.rows = x.rows;
-  all.depth = depth;
-  all.out_stride = out.stride;
-  all.accumulate = accumulate;
-  const bool dot = path != ProductPath::kF32;
-  if (dot) {
-    const int64_t stride = RoundUp(depth, kPanelDepth);
-    const bool exact = x.rows <= kMaxExactRows;
-    uint16_t* high = stream.Scratch<uint16_t>(
-        ScratchUse::kActivations, (exact ? 2 : 1) * x.rows * stride);
-    uint16_t* low = high + x.rows * stride;
-    constexpr int64_t kConvertGrain = 32 * 1024;
-    stream.ParallelFor(x.rows, std::max<int64_t>(1, kConvertGrain / stride),
-                       [&](int64_t begin, int64_t end, int /*thread*/) {
-                         for (int64_t row = begin; row < end; ++row) {
-                           const float* from = x.f32() + row * x.stride;
-                           uint16_t* to = high + row * stride;
-                           uint16_t* rest = low + row * stride;
-                           if (exact) {
-                             SplitToBF16(from, depth, to, rest);
-                             std::fill(rest + depth, rest + stride,
-                                       uint16_t{0});
-                           } else {
-                             RoundToBF16(from, depth, to);
-                           }
-                           std::fill(to + depth, to + stride, uint16_t{0});
-                         }
-                       });
-    all.x = high;
-    all.x_rest = exact ? low : nullptr;
-    all.x_stride = stride;
-  }
-  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
-  const auto multiply = in_tiles                         ? MultiplyPanelAmx
-                        : dot                            ? MultiplyPanelBF16Dot
-                        : weight.dtype() == DType::kBF16 ? MultiplyPanelBF16
-                                                         : MultiplyPanelF32;
+namespace {
+
+// Rows of a conversion that are worth a thread's attention.
+int64_t ConvertGrain(int64_t stride) {
+  constexpr int64_t kElements = 32 * 1024;
+  return std::max<int64_t>(1, kElements / stride);
+}
+
+// The input of bf16 products: rows padded with zeros, in two halves for few
+// rows.
+void ConvertInput(CpuStream& stream, Matrix x, PanelProduct& product) {
+  const int64_t depth = x.cols;
+  const int64_t stride = RoundUp(depth, kPanelDepth);
+  const bool exact = x.rows <= kMaxExactRows;
+  uint16_t* high = stream.Scratch<uint16_t>(
+      ScratchUse::kActivations, (exact ? 2 : 1) * x.rows * stride);
+  uint16_t* low = high + x.rows * stride;
+  stream.ParallelFor(
+      x.rows, ConvertGrain(stride),
+      [&](int64_t begin, int64_t end, int /*thread*/) {
+        for (int64_t row = begin; row < end; ++row) {
+          const float* from = x.f32() + row * x.stride;
+          uint16_t* to = high + row * stride;
+          uint16_t* rest = low + row * stride;
+          if (exact) {
+            SplitToBF16(from, depth, to, rest);
+            std::fill(rest + depth, rest + stride, uint16_t{0});
+          } else {
+            RoundToBF16(from, depth, to);
+          }
+          std::fill(to + depth, to + stride, uint16_t{0});
+        }
+      });
+  product.x = high;
+  product.x_rest = exact ? low : nullptr;
+  product.x_stride = stride;
+}
+
+// The input of int8 products.
+void QuantizeRows(CpuStream& stream, Matrix x, Int8Product& product) {
+  const int64_t groups = CeilDiv(x.cols, kGroupDepth);
+  const int64_t stride = groups * kGroupDepth;
+  const int64_t q_bytes = x.rows * stride;
+  const int64_t scale_bytes = x.rows * groups * sizeof(float);
+  auto* memory = stream.Scratch<char>(ScratchUse::kActivations,
+                                      q_bytes + 2 * scale_bytes);
+  auto* q = reinterpret_cast<int8_t*>(memory);
+  auto* scales = reinterpret_cast<float*>(memory + q_bytes);
+  auto* sums = reinterpret_cast<int32_t*>(memory + q_bytes + scale_bytes);
+  stream.ParallelFor(x.rows, ConvertGrain(stride),
+                     [&](int64_t begin, int64_t end, int /*thread*/) {
+                       for (int64_t row = begin; row < end; ++row) {
+                         QuantizeInput(x.f32() + row * x.stride, x.cols,
+                                       q + row * stride, scales + row * groups,
+                                       sums + row * groups);
+                       }
+                     });
+  product.x = q;
+  product.x_scales = scales;
+  product.x_sums = sums;
+  product.num_groups = groups;
+}
+
+// Calls multiply(product) for each panel, on all threads; the weight's part of
+// the product is filled in here.
+template <typename Product, typename Multiply>
+void ForEachPanel(CpuStream& stream, const CpuLinearWeight& weight, Matrix out,
+                  const Product& all, const Multiply& multiply) {
+  using Panel = decltype(all.panel);
   stream.ParallelFor(weight.num_panels(), 1,
                      [&](int64_t begin, int64_t end, int /*thread*/) {
                        for (int64_t panel = begin; panel < end; ++panel) {
-                         PanelProduct part = all;
-                         part.panel = weight.panel(panel);
+                         Product part = all;
+                         part.panel = static_cast<Panel>(weight.panel(panel));
                          part.cols = weight.panel_cols(panel);
                          part.out = out.f32() + panel * kPanelCols;
                          if (weight.bias() != nullptr) {
@@ -252,6 +205,45 @@ void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
                          multiply(part);
                        }
                      });
+}
+
+void MultiplyInt8(CpuStream& stream, ProductPath path, Matrix x,
+                  const CpuLinearWeight& weight, Matrix out, bool accumulate) {
+  Int8Product all;
+  all.rows = x.rows;
+  all.out_stride = out.stride;
+  all.accumulate = accumulate;
+  QuantizeRows(stream, x, all);
+  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
+  const auto multiply = in_tiles                     ? MultiplyPanelInt8Amx
+                        : path != ProductPath::kAvx2 ? MultiplyPanelInt8Vnni
+                                                     : MultiplyPanelInt8Avx2;
+  ForEachPanel(stream, weight, out, all, multiply);
+}
+
+}  // namespace
+
+void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
+                    const CpuLinearWeight& weight, Matrix out,
+                    bool accumulate) {
+  if (weight.dtype() == DType::kInt8) {
+    return MultiplyInt8(stream, path, x, weight, out, accumulate);
+  }
+  PanelProduct all;
+  all.x = x.data;
+  all.x_stride = x.stride;
+  all.rows = x.rows;
+  all.depth = weight.in_features();
+  all.out_stride = out.stride;
+  all.accumulate = accumulate;
+  const bool dot = path != ProductPath::kAvx2;
+  if (dot) ConvertInput(stream, x, all);
+  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
+  const auto multiply = in_tiles                         ? MultiplyPanelAmx
+                        : dot                            ? MultiplyPanelBF16Dot
+                        : weight.dtype() == DType::kBF16 ? MultiplyPanelBF16
+                                                         : MultiplyPanelF32;
+  ForEachPanel(stream, weight, out, all, multiply);
 }
 
 }  // namespace overfill

@@ -13,9 +13,10 @@
 namespace overfill {
 
 // W [out, in] as panels of kPanelCols output columns, each with its whole depth
-// in one piece (see PanelProduct); out is padded with zero columns, and the
-// depth of bf16 weights with zeros to kPanelDepth. All product paths read the
-// same bytes; those of bf16 are tiles for AMX as they lie.
+// in one piece (see PanelProduct and Int8Product); out is padded with zero
+// columns, and the depth with zeros to kPanelDepth in bf16, to whole groups in
+// int8. All product paths read the same bytes, which are tiles for AMX as they
+// lie.
 class CpuLinearWeight : public LinearWeight {
  public:
   static absl::StatusOr<std::unique_ptr<CpuLinearWeight>> Make(
@@ -49,22 +50,21 @@ class CpuLinearWeight : public LinearWeight {
   const std::unique_ptr<Buffer> bias_;
 };
 
+// What a product's instructions are.
 enum class ProductPath {
-  // Weights are widened to f32. A row's result does not depend on the others.
-  kF32,
-  // The input becomes bf16: in two halves for few rows, rounded for many. Needs
-  // AVX-512 BF16 and bf16 weights.
-  kBF16,
-  // The same in tiles. Needs AMX BF16.
+  // AVX2, or AVX-512 where f32 is multiplied: bf16 weights are widened to f32. A
+  // row's result does not depend on the others.
+  kAvx2,
+  // AVX-512 dot products, of BF16 or VNNI. bf16: the input is taken to bf16 in
+  // two halves for few rows, rounded for many.
+  kDot,
+  // The same in tiles of AMX, for more than two rows.
   kAmx,
 };
 
 // out (+)= x W^T + b, all rows f32. Shapes are checked by the caller.
 void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
                     const CpuLinearWeight& weight, Matrix out, bool accumulate);
-
-// Element `index` of a host tensor of any type and alignment, as f32.
-float HostElement(const HostTensor& tensor, int64_t index);
 
 }  // namespace overfill
 

@@ -9,6 +9,7 @@
 
 #include "base/checked_math.h"
 #include "kernels/cpu/matvec.h"
+#include "kernels/cpu/tile_config.h"
 
 #define OVERFILL_AMX_TARGET \
   __attribute__((           \
@@ -17,8 +18,6 @@
 namespace overfill {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileCols = 16;
 constexpr int64_t kTileDepth = 32;
 static_assert(kPanelDepth % kTileDepth == 0);
 static_assert(kPanelCols == 4 * kTileCols);
@@ -35,30 +34,6 @@ constexpr int64_t kPrefetchDepth = 64;
 struct Sums {
   alignas(64) float at[2 * kTileRows][kPanelCols];
 };
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Row counts of the sums, by register, and of the inputs; 1 to 16 each.
-OVERFILL_AMX_TARGET inline void Configure(int64_t rows_of_0_and_1,
-                                          int64_t rows_of_2_and_3,
-                                          int64_t rows_of_4,
-                                          int64_t rows_of_5) {
-  TileConfig config;
-  const int64_t rows[8] = {rows_of_0_and_1, rows_of_0_and_1, rows_of_2_and_3,
-                           rows_of_2_and_3, rows_of_4,       rows_of_5,
-                           kTileRows,       kTileRows};
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<uint8_t>(rows[i]);
-  }
-  _tile_loadconfig(&config);
-}
 
 OVERFILL_AMX_TARGET inline void ZeroSums() {
   _tile_zero(0);
@@ -97,7 +72,7 @@ OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
   const int64_t x_bytes = p.x_stride * 2;
-  Configure(rows, rows, rows, rows);
+  ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
   for (int64_t k = begin; k < end; k += kTileDepth) {
     const char* w = static_cast<const char*>(p.panel) + k * kPanelCols * 2;
@@ -147,7 +122,7 @@ OVERFILL_AMX_TARGET void MultiplyTwoTiles(const PanelProduct& p, int64_t row,
                                           int64_t end) {
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
-  Configure(kTileRows, rows - kTileRows, kTileRows, rows - kTileRows);
+  ConfigureTiles(kTileRows, rows - kTileRows, kTileRows, rows - kTileRows);
   Sums sums;
   for (int64_t col = 0; col < p.cols; col += 2 * kTileCols) {
     ZeroSums();

@@ -1,0 +1,192 @@
+// The int8 panel products of AVX-512 VNNI and of AVX2.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/int8.h"
+#include "kernels/cpu/int8_store.h"
+
+#define OVERFILL_VNNI_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define OVERFILL_AVX2_TARGET __attribute__((target("avx2,fma")))
+
+namespace overfill {
+namespace {
+
+constexpr int64_t kQuads = kGroupDepth / 4;
+
+// The weights' way from memory is the time; so many bytes ahead of their use
+// they set out.
+constexpr int64_t kPrefetchBytes = 2 * sizeof(Int8Group);
+
+int32_t LoadQuad(const int8_t* x) {
+  int32_t quad;
+  std::memcpy(&quad, x, sizeof(quad));
+  return quad;
+}
+
+// ---- AVX-512 VNNI: four vectors of 16 columns.
+
+constexpr int kVectors = kPanelCols / 16;
+
+// sums[r] = the group's sums, without the weights' 128.
+template <int kRows>
+OVERFILL_VNNI_TARGET inline void SumGroup(const Int8Product& p, int64_t row,
+                                          int64_t group,
+                                          __m512i (&sums)[kRows][kVectors]) {
+  const int64_t x_stride = p.num_groups * kGroupDepth;
+  const int8_t* x = p.x + row * x_stride + group * kGroupDepth;
+  const auto& q = p.panel[group].q;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t x_sum = p.x_sums[(row + r) * p.num_groups + group];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_set1_epi32(-x_sum);
+  }
+  for (int64_t quad = 0; quad < kQuads; ++quad) {
+    __m512i w[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* at = &q[quad][v * 16][0];
+      _mm_prefetch(at + kPrefetchBytes, _MM_HINT_T0);
+      w[v] = _mm512_load_si512(at);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i broadcast =
+          _mm512_set1_epi32(LoadQuad(x + r * x_stride + quad * 4));
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], w[v], broadcast);
+      }
+    }
+  }
+}
+
+template <int kRows>
+OVERFILL_VNNI_TARGET void MultiplyRowsVnni(const Int8Product& p, int64_t row) {
+  alignas(64) float totals[kRows][kPanelCols] = {};
+  for (int64_t group = 0; group < p.num_groups; ++group) {
+    __m512i sums[kRows][kVectors];
+    SumGroup<kRows>(p, row, group, sums);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 scales = LoadScales16(&p.panel[group].scales[v * 16]);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const float x_scale = p.x_scales[(row + r) * p.num_groups + group];
+        AddScaled16(sums[r][v], scales, x_scale, &totals[r][v * 16]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) StoreTotals(p, row + r, totals[r]);
+}
+
+// ---- AVX2: vectors of eight columns. Even and odd depths apart: as 16-bit
+// numbers, pairs of products are summed by one instruction.
+
+constexpr int64_t kAvx2Vectors = kPanelCols / 8;
+
+template <int kRows, int kCount>
+OVERFILL_AVX2_TARGET inline void MultiplyPartAvx2(const Int8Product& p,
+                                                  int64_t row, int64_t group,
+                                                  int64_t first,
+                                                  float (*totals)[kPanelCols]) {
+  const int64_t x_stride = p.num_groups * kGroupDepth;
+  const int8_t* x = p.x + row * x_stride + group * kGroupDepth;
+  const Int8Group& part = p.panel[group];
+  const __m256i low_byte = _mm256_set1_epi16(0xff);
+  __m256i sums[kRows][kCount];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t x_sum = p.x_sums[(row + r) * p.num_groups + group];
+#pragma GCC unroll 16
+    for (int v = 0; v < kCount; ++v) sums[r][v] = _mm256_set1_epi32(-x_sum);
+  }
+  for (int64_t quad = 0; quad < kQuads; ++quad) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i broadcast =
+          _mm256_set1_epi32(LoadQuad(x + r * x_stride + quad * 4));
+      const __m256i x_even =
+          _mm256_srai_epi16(_mm256_slli_epi16(broadcast, 8), 8);
+      const __m256i x_odd = _mm256_srai_epi16(broadcast, 8);
+#pragma GCC unroll 16
+      for (int v = 0; v < kCount; ++v) {
+        const uint8_t* at = &part.q[quad][(first + v) * 8][0];
+        if (r == 0 && v % 2 == 0) {
+          _mm_prefetch(at + kPrefetchBytes, _MM_HINT_T0);
+        }
+        const __m256i w =
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+        const __m256i even =
+            _mm256_madd_epi16(_mm256_and_si256(w, low_byte), x_even);
+        const __m256i odd =
+            _mm256_madd_epi16(_mm256_srli_epi16(w, 8), x_odd);
+        sums[r][v] =
+            _mm256_add_epi32(sums[r][v], _mm256_add_epi32(even, odd));
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kCount; ++v) {
+    const __m256 scales = LoadScales8(&part.scales[(first + v) * 8]);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const float x_scale = p.x_scales[(row + r) * p.num_groups + group];
+      AddScaled8(sums[r][v], scales, x_scale, &totals[r][(first + v) * 8]);
+    }
+  }
+}
+
+template <int kRows>
+OVERFILL_AVX2_TARGET void MultiplyRowsAvx2(const Int8Product& p, int64_t row) {
+  constexpr int kCount = kRows == 1 ? 8 : kRows == 2 ? 4 : 2;
+  alignas(64) float totals[kRows][kPanelCols] = {};
+  for (int64_t group = 0; group < p.num_groups; ++group) {
+    for (int64_t first = 0; first < kAvx2Vectors; first += kCount) {
+      MultiplyPartAvx2<kRows, kCount>(p, row, group, first, totals);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) StoreTotals(p, row + r, totals[r]);
+}
+
+}  // namespace
+
+void MultiplyPanelInt8Vnni(const Int8Product& p) {
+  int64_t row = 0;
+  for (; row + 5 <= p.rows; row += 5) MultiplyRowsVnni<5>(p, row);
+  switch (p.rows - row) {
+    case 4:
+      MultiplyRowsVnni<4>(p, row);
+      break;
+    case 3:
+      MultiplyRowsVnni<3>(p, row);
+      break;
+    case 2:
+      MultiplyRowsVnni<2>(p, row);
+      break;
+    case 1:
+      MultiplyRowsVnni<1>(p, row);
+      break;
+  }
+}
+
+void MultiplyPanelInt8Avx2(const Int8Product& p) {
+  int64_t row = 0;
+  for (; row + 4 <= p.rows; row += 4) MultiplyRowsAvx2<4>(p, row);
+  switch (p.rows - row) {
+    case 3:
+      MultiplyRowsAvx2<3>(p, row);
+      break;
+    case 2:
+      MultiplyRowsAvx2<2>(p, row);
+      break;
+    case 1:
+      MultiplyRowsAvx2<1>(p, row);
+      break;
+  }
+}
+
+}  // namespace overfill
