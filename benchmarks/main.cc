@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "benchmark/benchmark.h"
+#include "benchmarks/engine/engine.h"
 #include "benchmarks/serving/serve.h"
 
 namespace overfill {
@@ -14,6 +15,7 @@ constexpr int kExitBadFlags = 2;
 constexpr char kUsage[] =
     "overfill-bench ops [flags]    micro benchmarks of the ops (Google "
     "Benchmark's flags)\n"
+    "overfill-bench engine [flags] the engine alone, commanded over stdin\n"
     "overfill-bench serve [flags]  loads a server; serve --help lists its "
     "flags\n";
 
@@ -32,6 +34,9 @@ int Main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "serve") {
     return RunServe(std::vector<std::string>(argv + 2, argv + argc));
+  }
+  if (command == "engine") {
+    return RunEngine(std::vector<std::string>(argv + 2, argv + argc));
   }
   if (command == "ops") {
     std::vector<char*> rest(argv, argv + argc);

@@ -23,10 +23,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from reliability_itl import itl  # noqa: E402
 from reliability_kv import preempt, prefix  # noqa: E402
 from reliability_overload import mass_cancel, overload  # noqa: E402
-from reliability_report import Report  # noqa: E402
+from report import Report  # noqa: E402
 from reliability_soak import soak  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+HEAD = """# Reliability
+
+Written by `./dev bench reliability`; see `benchmarks/reliability.py` for what
+each part does. The models are random weights of the shapes 2048/8192 (full)
+and 1126/4505 (pruned), 16 layers, 32 heads of 64, 8 KV heads, vocabulary
+128256, in bf16, but for `preempt`, which runs the demo pair. The load comes
+from the same machine; its own CPU time is stated as a share of the cores.
+"""
 
 
 def run_soak(args: argparse.Namespace, report: Report) -> None:
@@ -76,7 +84,7 @@ def main() -> int:
     print(f"--seed={args.seed}", flush=True)
     # So that servers are stopped; the soak has its own way to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    report = Report(args.json)
+    report = Report("reliability", HEAD, args.json)
     failed = False
     for part in PARTS:
         if part not in args.only:

@@ -12,7 +12,7 @@ from typing import Any, List, Sequence, Tuple
 
 import reliability_load as load
 from reliability_load import Outcome, Plan
-from reliability_report import Report
+from report import Report
 
 # Without swap space answers reserve all that they may need: 188 MiB each of
 # the running ones, 64 MiB for a prompt.
@@ -40,7 +40,8 @@ def gaps_within(outcomes: Sequence[Outcome],
 class Phases:
     """What came of the phases of one server."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_tokens: int = PROMPT_TOKENS) -> None:
+        self.prompt_tokens = prompt_tokens
         self.outcomes: List[Outcome] = []
         self.quiet: List[Interval] = []
         self.busy: List[List[Interval]] = []  # of each phase
@@ -85,7 +86,7 @@ class Phases:
         self.busy.append([])
         while time.monotonic() - begin < seconds:
             arrived = await load.send(
-                stub, Plan(load.random_prompt(rng, PROMPT_TOKENS), 1))
+                stub, Plan(load.random_prompt(rng, self.prompt_tokens), 1))
             if not arrived.token_times:
                 raise RuntimeError(f"a prompt ended {arrived.code}: "
                                    f"{arrived.message}")

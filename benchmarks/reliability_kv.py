@@ -10,7 +10,7 @@ import grpc
 
 import reliability_load as load
 from reliability_load import Outcome, Plan, Server
-from reliability_report import Report
+from report import Report
 
 PREFIX_FLAGS = ["--kv_cache_bytes=500000000", "--swap_bytes=0",
                 "--block_tokens=16"]

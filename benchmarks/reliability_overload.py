@@ -15,7 +15,7 @@ import grpc
 
 import reliability_load as load
 from reliability_load import Outcome, Plan, Server
-from reliability_report import Report
+from report import Report
 
 OVERLOAD_FLAGS = ["--kv_cache_bytes=300000000", "--swap_bytes=0",
                   "--max_decode_batch=16", "--max_queued_requests=32"]

@@ -20,7 +20,7 @@ import grpc
 
 import reliability_load as load
 from reliability_load import Outcome, Plan, Server
-from reliability_report import Report
+from report import Report
 
 FLAGS = ["--max_sequence_tokens=640", "--transfer_lease=2s"]
 FAULT_RATE = 0.3

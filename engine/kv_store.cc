@@ -49,6 +49,10 @@ KvView MakeView(const KvLayout& layout, void* data, int32_t num_blocks) {
 
 }  // namespace
 
+DType KvDTypeOf(DType weights) {
+  return weights == DType::kF32 ? DType::kF32 : DType::kBF16;
+}
+
 KvLayout KvLayoutOf(const ModelConfig& config, DType dtype,
                     int32_t block_tokens) {
   return {.dtype = dtype,

@@ -23,6 +23,9 @@ struct KvLayout {
   bool operator==(const KvLayout&) const = default;
 };
 
+// What KV is kept in beside weights of this type.
+DType KvDTypeOf(DType weights);
+
 // The layout of a model that keeps its own KV, all layers.
 KvLayout KvLayoutOf(const ModelConfig& config, DType dtype,
                     int32_t block_tokens);

@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "engine/content_digest.h"
 #include "engine/dummy_tokenizer.h"
+#include "engine/kv_store.h"
 #include "engine/pair_check.h"
 #include "engine/parallel.h"
 #include "engine/safetensors.h"
@@ -61,6 +62,12 @@ absl::Status HashConfigs(const std::string& directory, Sha256& hash) {
   return absl::OkStatus();
 }
 
+absl::Status CheckWeightsType(DType weights) {
+  if (weights != DType::kF16) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "weights ", DTypeName(weights), " is none of bf16, f32 and int8"));
+}
+
 }  // namespace
 
 // Makes one pair, small files first.
@@ -70,12 +77,13 @@ class PairLoader {
       : device_(device), options_(options) {}
 
   absl::StatusOr<std::unique_ptr<Pair>> Load() {
-    if (options_.weights != DType::kBF16 && options_.weights != DType::kF32) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "weights ", DTypeName(options_.weights), " is neither bf16 nor f32"));
-    }
+    RETURN_IF_ERROR(CheckWeightsType(options_.prefill_weights));
+    RETURN_IF_ERROR(CheckWeightsType(options_.decode_weights));
     pair_->is_one_model_ =
+        options_.prefill_weights == options_.decode_weights &&
         IsSameDirectory(options_.prefill_model_dir, options_.decode_model_dir);
+    full_.weights = options_.prefill_weights;
+    pruned_.weights = options_.decode_weights;
     RETURN_IF_ERROR(LoadSide(options_.prefill_model_dir, full_));
     RETURN_IF_ERROR(LoadSide(options_.decode_model_dir, pruned_));
     RETURN_IF_ERROR(LoadMapSpec());
@@ -103,6 +111,7 @@ class PairLoader {
 
  private:
   struct Side {
+    DType weights = DType::kBF16;
     PairSide facts;
     std::unique_ptr<Tokenizer> tokenizer;
     std::vector<uint8_t> is_token;
@@ -114,7 +123,7 @@ class PairLoader {
   absl::Status LoadSide(const std::string& directory, Side& side) {
     PairSide& facts = side.facts;
     facts.directory = directory;
-    facts.kv_dtype = options_.weights;
+    facts.kv_dtype = KvDTypeOf(side.weights);
     ASSIGN_OR_RETURN(facts.config, LoadModelConfig(directory));
     ASSIGN_OR_RETURN(facts.generation, LoadGenerationConfig(directory));
     if (is_dummy() && !FileExists(absl::StrCat(directory, "/tokenizer.json"))) {
@@ -167,6 +176,7 @@ class PairLoader {
     Sha256 hash;
     RETURN_IF_ERROR(HashConfigs(directory, hash));
     hash.UpdateField(HexString(side.tokenizer->digest()));
+    hash.UpdateField(DTypeName(side.weights));
     // Of tokenizer_config.json: EOS may come from there.
     hash.UpdateField(IdText(side.tokenizer->bos_id()));
     hash.UpdateField(IdText(side.tokenizer->eos_id()));
@@ -176,11 +186,11 @@ class PairLoader {
                       absl::StrCat("hashing ", side.checkpoint->origin()))));
       ASSIGN_OR_RETURN(model.weights,
                        LoadWeights(device_, config, *side.checkpoint,
-                                   options_.weights, side.is_token));
+                                   side.weights, side.is_token));
     } else {
       hash.UpdateField(absl::StrCat("noise ", kDummySeed));
       ASSIGN_OR_RETURN(model.weights,
-                       MakeDummyWeights(device_, config, options_.weights,
+                       MakeDummyWeights(device_, config, side.weights,
                                         side.is_token, kDummySeed));
     }
     model.digest = hash.Finish();

@@ -28,14 +28,16 @@ struct PairOptions {
   std::string decode_model_dir;
   std::string kv_map_file;  // empty: identity
   LoadFormat load_format = LoadFormat::kSafetensors;
-  DType weights = DType::kBF16;  // of the products: kBF16 or kF32
+  // Of the products: kBF16, kF32 or kInt8. int8's KV is bf16's.
+  DType prefill_weights = DType::kBF16;
+  DType decode_weights = DType::kBF16;
 };
 
 // One half of a pair, loaded.
 struct PairModel {
   std::string name;  // the last component of its directory
   ModelWeights weights;
-  Sha256Digest digest{};  // of the checkpoint's content
+  Sha256Digest digest{};  // of the checkpoint's content and its weights' type
   int64_t num_parameters = 0;
 };
 
@@ -50,7 +52,7 @@ class Pair {
                                                     const PairOptions& options);
 
   const PairModel& full() const { return full_; }
-  // full() itself where both directories are one.
+  // full() itself where both directories, and both types of weights, are one.
   const PairModel& pruned() const { return is_one_model_ ? full_ : pruned_; }
   const KvMap& kv_map() const { return kv_map_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }

@@ -117,7 +117,7 @@ absl::Status PairEngine::MakeStores(Device& device, const Pair& pair,
   const KvMap& map = pair.kv_map();
   const bool two_stores = map.kind == KvMapKind::kProjection;
   const auto layout = [&](const PairModel& model) {
-    return KvLayoutOf(model.weights.config, model.weights.dtype,
+    return KvLayoutOf(model.weights.config, KvDTypeOf(model.weights.dtype),
                       options.block_tokens);
   };
   ASSIGN_OR_RETURN(const int64_t prefill_bytes,

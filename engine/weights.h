@@ -27,7 +27,7 @@ struct LayerWeights {
 // `linears` and `vectors`, which the device outlives.
 struct ModelWeights {
   ModelConfig config;
-  DType dtype = DType::kBF16;  // of the products: kF32 or kBF16
+  DType dtype = DType::kBF16;  // of the products: kF32, kBF16 or kInt8
   // [V, H]; the lm_head itself where the two are tied.
   const LinearWeight* embedding = nullptr;
   std::vector<LayerWeights> layers;  // [num_layers]
@@ -55,9 +55,9 @@ absl::StatusOr<std::vector<uint8_t>> TokenMask(const ModelConfig& config,
 absl::Status CheckWeights(const ModelConfig& config,
                           const Checkpoint& checkpoint);
 
-// Checks, then converts the tensors to `dtype` (kF32 or kBF16) in the device's
-// memory, layers in parallel. `is_token` is TokenMask's, or empty: all ids have
-// a token. The checkpoint is not used after the call.
+// Checks, then converts the tensors to `dtype` (kF32, kBF16 or kInt8) in the
+// device's memory, layers in parallel. `is_token` is TokenMask's, or empty: all
+// ids have a token. The checkpoint is not used after the call.
 absl::StatusOr<ModelWeights> LoadWeights(Device& device,
                                          const ModelConfig& config,
                                          const Checkpoint& checkpoint,

@@ -178,8 +178,8 @@ class Ops {
 
   // Stacks `weights` [out_i, in] along the output side and stores them as
   // `dtype` (kF32, kBF16 or kInt8). int8 is symmetric, with a scale for each
-  // group of inputs of an output; its products take their input to int8 in the
-  // same way. `biases` is empty or holds one [out_i] per weight.
+  // group of 64 inputs of an output; its products take their input to 15 bits
+  // in the same way. `biases` is empty or holds one [out_i] per weight.
   // The host memory is not used after the call.
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> MakeLinear(
       std::span<const HostTensor> weights, std::span<const HostTensor> biases,

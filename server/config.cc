@@ -28,6 +28,15 @@ absl::Status Invalid(absl::string_view message) {
   return absl::InvalidArgumentError(message);
 }
 
+absl::Status ParseWeights(absl::string_view text, DType& weights) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kInt8}) {
+    if (text != DTypeName(dtype)) continue;
+    weights = dtype;
+    return absl::OkStatus();
+  }
+  return Invalid("must be bf16, f32 or int8");
+}
+
 void AddModelFlags(FlagSet& flags, ServerConfig& config) {
   flags.AddString("prefill_model", "DIR", "checkpoint of the full model",
                   &config.prefill_model);
@@ -49,17 +58,19 @@ void AddModelFlags(FlagSet& flags, ServerConfig& config) {
               }
               return absl::OkStatus();
             });
-  flags.Add("weights", "bf16|f32", "type of the products' weights (bf16)",
+  flags.Add("weights", "bf16|f32|int8", "type of the products' weights (bf16)",
             [&config](absl::string_view text) {
-              if (text == "int8") return Invalid("int8 is not supported yet");
-              if (text == "bf16") {
-                config.weights = DType::kBF16;
-              } else if (text == "f32") {
-                config.weights = DType::kF32;
-              } else {
-                return Invalid("must be bf16 or f32");
-              }
-              return absl::OkStatus();
+              return ParseWeights(text, config.weights);
+            });
+  flags.Add("prefill_weights", "bf16|f32|int8",
+            "the same, of the full model alone (--weights)",
+            [&config](absl::string_view text) {
+              return ParseWeights(text, config.prefill_weights.emplace());
+            });
+  flags.Add("decode_weights", "bf16|f32|int8",
+            "the same, of the pruned model alone (--weights)",
+            [&config](absl::string_view text) {
+              return ParseWeights(text, config.decode_weights.emplace());
             });
 }
 

@@ -3,6 +3,7 @@
 #define OVERFILL_SERVER_CONFIG_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ struct ServerConfig {
   std::string cpu_isa = "auto";
   bool batch_invariant = false;
   DType weights = DType::kBF16;
+  std::optional<DType> prefill_weights;  // unset: weights
+  std::optional<DType> decode_weights;
   LoadFormat load_format = LoadFormat::kSafetensors;
 
   HostPort listen = {"127.0.0.1", 50051};

@@ -20,7 +20,7 @@ v1::ModelInfo DescribeModel(const PairModel& model, const KvStore& store,
   info.set_head_dim(config.head_dim);
   info.set_vocab_size(config.vocab_size);
   info.set_num_parameters(model.num_parameters);
-  info.set_weights(model.weights.dtype == DType::kF32 ? "f32" : "bf16");
+  info.set_weights(DTypeName(model.weights.dtype));
   info.set_device(device.name);
   info.set_kv_bytes_per_token(store.token_bytes());
   return info;

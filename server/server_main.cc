@@ -65,11 +65,14 @@ absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
                                  .batch_invariant = config.batch_invariant}));
   ASSIGN_OR_RETURN(
       serving.pair,
-      Pair::Load(*serving.device, {.prefill_model_dir = config.prefill_model,
-                                   .decode_model_dir = config.decode_model,
-                                   .kv_map_file = config.kv_map,
-                                   .load_format = config.load_format,
-                                   .weights = config.weights}));
+      Pair::Load(
+          *serving.device,
+          {.prefill_model_dir = config.prefill_model,
+           .decode_model_dir = config.decode_model,
+           .kv_map_file = config.kv_map,
+           .load_format = config.load_format,
+           .prefill_weights = config.prefill_weights.value_or(config.weights),
+           .decode_weights = config.decode_weights.value_or(config.weights)}));
   ASSIGN_OR_RETURN(
       serving.engine,
       PairEngine::Create(*serving.device, *serving.pair,

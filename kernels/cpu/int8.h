@@ -1,9 +1,12 @@
-// Products of int8: symmetric, with a scale for each group of a row.
+// Products of int8 weights: symmetric, with a scale for each group of a row.
 //
-// A weight is w = scale * q, a quantized input x = scale * q, with whole q of
-// -127 to 127. The products of a group's q are summed exactly; the groups' sums
-// are scaled and added in f32, in one order. So every kernel here gives the
-// same bits, whatever the instruction set and the rows beside a row.
+// A weight is scale * q, q a whole number of -127 to 127. An input is scale *
+// (128 * high + low) with two of them, 15 bits in all: in 8 bits the inputs'
+// rounding would add more error than the weights' does, and in decode the
+// weights' way from memory is the time. The products of a group are summed
+// exactly; the groups' sums are scaled and added in f32, in one order. So every
+// kernel here gives the same bits, whatever the instruction set and the rows
+// beside a row.
 #ifndef OVERFILL_KERNELS_CPU_INT8_H_
 #define OVERFILL_KERNELS_CPU_INT8_H_
 
@@ -19,17 +22,19 @@ inline constexpr int64_t kGroupDepth = 64;
 // One group of a panel. Quads of depths lie together, as the dot products of
 // AVX-512 VNNI and AMX take them.
 struct alignas(64) Int8Group {
-  uint16_t scales[kPanelCols];                   // bf16
+  uint16_t scales[kPanelCols];                // bf16
   uint8_t q[kGroupDepth / 4][kPanelCols][4];  // q + 128
 };
 static_assert(sizeof(Int8Group) == 4224);
 
 // out[r, c] (+)= sum_g x_scales[r, g] * scale[g, c] * sum_k x[r, k] q[k, c],
-// + bias[c], for c < cols.
+// + bias[c], for c < cols, where x = 128 * x_high + x_low.
 struct Int8Product {
-  const int8_t* x = nullptr;        // [rows, num_groups * kGroupDepth]
+  const int8_t* x_high = nullptr;   // [rows, num_groups * kGroupDepth]
+  const int8_t* x_low = nullptr;    // [rows, num_groups * kGroupDepth]
   const float* x_scales = nullptr;  // [rows, num_groups]
-  // 128 times the sum of the group's x: what the weights' 128 adds.
+  // 128 times the sum of the group's 128 * high + low: what the weights' 128
+  // adds.
   const int32_t* x_sums = nullptr;  // [rows, num_groups]
   int64_t rows = 0;
   const Int8Group* panel = nullptr;  // [num_groups]
@@ -49,10 +54,10 @@ void MultiplyPanelInt8Amx(const Int8Product& product);
 
 // x [depth] in groups; the last one's end is zeros. Where a group holds a NaN
 // or an infinity, its scale is NaN.
-void QuantizeInput(const float* x, int64_t depth, int8_t* q, float* scales,
-                   int32_t* sums);
-// The same for weights. Scales are bf16, rounded away from zero so that no q is
-// larger than 127.
+void QuantizeInput(const float* x, int64_t depth, int8_t* high, int8_t* low,
+                   float* scales, int32_t* sums);
+// The same for weights, in 8 bits. Scales are bf16, rounded away from zero so
+// that no q is larger than 127.
 void QuantizeWeights(const float* w, int64_t depth, int8_t* q,
                      uint16_t* scales);
 

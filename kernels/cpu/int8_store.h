@@ -30,13 +30,19 @@ __attribute__((target("avx2,fma"))) inline __m256 LoadScales8(
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+// The sums of both halves of the input.
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) inline __m512i
+AddHigh16(__m512i low_sums, __m512i high_sums) {
+  return _mm512_add_epi32(low_sums,
+                          _mm512_maskz_slli_epi32(kAllLanes, high_sums, 7));
+}
+
 // totals += sums * (scales * x_scale).
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) inline void
 AddScaled16(__m512i sums, __m512 scales, float x_scale, float* totals) {
   const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(x_scale));
   const __m512 wide = _mm512_maskz_cvtepi32_ps(kAllLanes, sums);
-  _mm512_store_ps(totals,
-                  _mm512_fmadd_ps(wide, scale, _mm512_load_ps(totals)));
+  _mm512_store_ps(totals, _mm512_fmadd_ps(wide, scale, _mm512_load_ps(totals)));
 }
 __attribute__((target("avx2,fma"))) inline void AddScaled8(__m256i sums,
                                                            __m256 scales,

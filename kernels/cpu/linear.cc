@@ -137,25 +137,24 @@ void ConvertInput(CpuStream& stream, Matrix x, PanelProduct& product) {
   const int64_t depth = x.cols;
   const int64_t stride = RoundUp(depth, kPanelDepth);
   const bool exact = x.rows <= kMaxExactRows;
-  uint16_t* high = stream.Scratch<uint16_t>(
-      ScratchUse::kActivations, (exact ? 2 : 1) * x.rows * stride);
+  uint16_t* high = stream.Scratch<uint16_t>(ScratchUse::kActivations,
+                                            (exact ? 2 : 1) * x.rows * stride);
   uint16_t* low = high + x.rows * stride;
-  stream.ParallelFor(
-      x.rows, ConvertGrain(stride),
-      [&](int64_t begin, int64_t end, int /*thread*/) {
-        for (int64_t row = begin; row < end; ++row) {
-          const float* from = x.f32() + row * x.stride;
-          uint16_t* to = high + row * stride;
-          uint16_t* rest = low + row * stride;
-          if (exact) {
-            SplitToBF16(from, depth, to, rest);
-            std::fill(rest + depth, rest + stride, uint16_t{0});
-          } else {
-            RoundToBF16(from, depth, to);
-          }
-          std::fill(to + depth, to + stride, uint16_t{0});
-        }
-      });
+  stream.ParallelFor(x.rows, ConvertGrain(stride),
+                     [&](int64_t begin, int64_t end, int /*thread*/) {
+                       for (int64_t row = begin; row < end; ++row) {
+                         const float* from = x.f32() + row * x.stride;
+                         uint16_t* to = high + row * stride;
+                         uint16_t* rest = low + row * stride;
+                         if (exact) {
+                           SplitToBF16(from, depth, to, rest);
+                           std::fill(rest + depth, rest + stride, uint16_t{0});
+                         } else {
+                           RoundToBF16(from, depth, to);
+                         }
+                         std::fill(to + depth, to + stride, uint16_t{0});
+                       }
+                     });
   product.x = high;
   product.x_rest = exact ? low : nullptr;
   product.x_stride = stride;
@@ -168,19 +167,22 @@ void QuantizeRows(CpuStream& stream, Matrix x, Int8Product& product) {
   const int64_t q_bytes = x.rows * stride;
   const int64_t scale_bytes = x.rows * groups * sizeof(float);
   auto* memory = stream.Scratch<char>(ScratchUse::kActivations,
-                                      q_bytes + 2 * scale_bytes);
-  auto* q = reinterpret_cast<int8_t*>(memory);
-  auto* scales = reinterpret_cast<float*>(memory + q_bytes);
-  auto* sums = reinterpret_cast<int32_t*>(memory + q_bytes + scale_bytes);
+                                      2 * q_bytes + 2 * scale_bytes);
+  auto* high = reinterpret_cast<int8_t*>(memory);
+  int8_t* low = high + q_bytes;
+  auto* scales = reinterpret_cast<float*>(memory + 2 * q_bytes);
+  auto* sums = reinterpret_cast<int32_t*>(memory + 2 * q_bytes + scale_bytes);
   stream.ParallelFor(x.rows, ConvertGrain(stride),
                      [&](int64_t begin, int64_t end, int /*thread*/) {
                        for (int64_t row = begin; row < end; ++row) {
                          QuantizeInput(x.f32() + row * x.stride, x.cols,
-                                       q + row * stride, scales + row * groups,
+                                       high + row * stride, low + row * stride,
+                                       scales + row * groups,
                                        sums + row * groups);
                        }
                      });
-  product.x = q;
+  product.x_high = high;
+  product.x_low = low;
   product.x_scales = scales;
   product.x_sums = sums;
   product.num_groups = groups;

@@ -52,7 +52,8 @@ class CpuLinearWeight : public LinearWeight {
 
 // What a product's instructions are.
 enum class ProductPath {
-  // AVX2, or AVX-512 where f32 is multiplied: bf16 weights are widened to f32. A
+  // AVX2, or AVX-512 where f32 is multiplied: bf16 weights are widened to f32.
+  // A
   // row's result does not depend on the others.
   kAvx2,
   // AVX-512 dot products, of BF16 or VNNI. bf16: the input is taken to bf16 in

@@ -36,30 +36,44 @@ OVERFILL_VNNI_TARGET inline void SumGroup(const Int8Product& p, int64_t row,
                                           int64_t group,
                                           __m512i (&sums)[kRows][kVectors]) {
   const int64_t x_stride = p.num_groups * kGroupDepth;
-  const int8_t* x = p.x + row * x_stride + group * kGroupDepth;
-  const auto& q = p.panel[group].q;
+  const int64_t at = row * x_stride + group * kGroupDepth;
+  const int8_t* high = p.x_high + at;
+  const int8_t* low = p.x_low + at;
+  __m512i high_sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const int32_t x_sum = p.x_sums[(row + r) * p.num_groups + group];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_set1_epi32(-x_sum);
+    for (int v = 0; v < kVectors; ++v) {
+      sums[r][v] = _mm512_set1_epi32(-x_sum);
+      high_sums[r][v] = _mm512_setzero_si512();
+    }
   }
   for (int64_t quad = 0; quad < kQuads; ++quad) {
+    const uint8_t* weights = &p.panel[group].q[quad][0][0];
     __m512i w[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* at = &q[quad][v * 16][0];
-      _mm_prefetch(at + kPrefetchBytes, _MM_HINT_T0);
-      w[v] = _mm512_load_si512(at);
+      _mm_prefetch(weights + v * 64 + kPrefetchBytes, _MM_HINT_T0);
+      w[v] = _mm512_load_si512(weights + v * 64);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const __m512i broadcast =
-          _mm512_set1_epi32(LoadQuad(x + r * x_stride + quad * 4));
+      const int64_t x = r * x_stride + quad * 4;
+      const __m512i x_high = _mm512_set1_epi32(LoadQuad(high + x));
+      const __m512i x_low = _mm512_set1_epi32(LoadQuad(low + x));
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], w[v], broadcast);
+        high_sums[r][v] = _mm512_dpbusd_epi32(high_sums[r][v], w[v], x_high);
+        sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], w[v], x_low);
       }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      sums[r][v] = AddHigh16(sums[r][v], high_sums[r][v]);
     }
   }
 }
@@ -88,13 +102,22 @@ OVERFILL_VNNI_TARGET void MultiplyRowsVnni(const Int8Product& p, int64_t row) {
 
 constexpr int64_t kAvx2Vectors = kPanelCols / 8;
 
+// 128 * high + low of the even, or of the odd, bytes, as 16-bit numbers.
+OVERFILL_AVX2_TARGET inline __m256i JoinOdd(__m256i high, __m256i low) {
+  return _mm256_add_epi16(_mm256_slli_epi16(_mm256_srai_epi16(high, 8), 7),
+                          _mm256_srai_epi16(low, 8));
+}
+OVERFILL_AVX2_TARGET inline __m256i JoinEven(__m256i high, __m256i low) {
+  return JoinOdd(_mm256_slli_epi16(high, 8), _mm256_slli_epi16(low, 8));
+}
+
 template <int kRows, int kCount>
 OVERFILL_AVX2_TARGET inline void MultiplyPartAvx2(const Int8Product& p,
                                                   int64_t row, int64_t group,
                                                   int64_t first,
                                                   float (*totals)[kPanelCols]) {
   const int64_t x_stride = p.num_groups * kGroupDepth;
-  const int8_t* x = p.x + row * x_stride + group * kGroupDepth;
+  const int64_t at = row * x_stride + group * kGroupDepth;
   const Int8Group& part = p.panel[group];
   const __m256i low_byte = _mm256_set1_epi16(0xff);
   __m256i sums[kRows][kCount];
@@ -107,25 +130,23 @@ OVERFILL_AVX2_TARGET inline void MultiplyPartAvx2(const Int8Product& p,
   for (int64_t quad = 0; quad < kQuads; ++quad) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const __m256i broadcast =
-          _mm256_set1_epi32(LoadQuad(x + r * x_stride + quad * 4));
-      const __m256i x_even =
-          _mm256_srai_epi16(_mm256_slli_epi16(broadcast, 8), 8);
-      const __m256i x_odd = _mm256_srai_epi16(broadcast, 8);
+      const int64_t x = at + r * x_stride + quad * 4;
+      const __m256i high = _mm256_set1_epi32(LoadQuad(p.x_high + x));
+      const __m256i low = _mm256_set1_epi32(LoadQuad(p.x_low + x));
+      const __m256i x_even = JoinEven(high, low);
+      const __m256i x_odd = JoinOdd(high, low);
 #pragma GCC unroll 16
       for (int v = 0; v < kCount; ++v) {
-        const uint8_t* at = &part.q[quad][(first + v) * 8][0];
+        const uint8_t* weights = &part.q[quad][(first + v) * 8][0];
         if (r == 0 && v % 2 == 0) {
-          _mm_prefetch(at + kPrefetchBytes, _MM_HINT_T0);
+          _mm_prefetch(weights + kPrefetchBytes, _MM_HINT_T0);
         }
         const __m256i w =
-            _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
         const __m256i even =
             _mm256_madd_epi16(_mm256_and_si256(w, low_byte), x_even);
-        const __m256i odd =
-            _mm256_madd_epi16(_mm256_srli_epi16(w, 8), x_odd);
-        sums[r][v] =
-            _mm256_add_epi32(sums[r][v], _mm256_add_epi32(even, odd));
+        const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), x_odd);
+        sums[r][v] = _mm256_add_epi32(sums[r][v], _mm256_add_epi32(even, odd));
       }
     }
   }
@@ -156,14 +177,8 @@ OVERFILL_AVX2_TARGET void MultiplyRowsAvx2(const Int8Product& p, int64_t row) {
 
 void MultiplyPanelInt8Vnni(const Int8Product& p) {
   int64_t row = 0;
-  for (; row + 5 <= p.rows; row += 5) MultiplyRowsVnni<5>(p, row);
+  for (; row + 3 <= p.rows; row += 3) MultiplyRowsVnni<3>(p, row);
   switch (p.rows - row) {
-    case 4:
-      MultiplyRowsVnni<4>(p, row);
-      break;
-    case 3:
-      MultiplyRowsVnni<3>(p, row);
-      break;
     case 2:
       MultiplyRowsVnni<2>(p, row);
       break;

@@ -1,7 +1,8 @@
 // The int8 panel product of AMX: tiles of 16 rows by 16 columns, a group deep.
 //
-// Tile registers: sums 0 to 3, by row tile and by column tile of a pair; inputs
-// 4 and 5; weights 6 and 7. A group's quad of 16 columns is 64 bytes, so that
+// Tile registers: sums 0 to 3, each of one row tile and one column tile, of the
+// input's high halves (0 and 1) or its low ones (2 and 3); inputs 4 (high) and
+// 5 (low); weights 6 and 7. A group's quad of 16 columns is 64 bytes, so that
 // its 16 quads are a tile of weights as they lie in memory.
 #include <immintrin.h>
 
@@ -24,28 +25,25 @@ constexpr int64_t kQuadStride = kPanelCols * 4;  // bytes
 // they set out.
 constexpr int64_t kPrefetchBytes = 2 * sizeof(Int8Group);
 
-// Up to two row tiles.
-constexpr int64_t kMaxRows = 2 * kTileRows;
 struct Totals {
-  alignas(64) float at[kMaxRows][kPanelCols];
+  alignas(64) float at[kTileRows][kPanelCols];
 };
 struct TileSums {
   alignas(64) int32_t at[kTileRows][kTileCols];
 };
 
-// Adds a tile of sums to the totals of `rows` rows from `row`, which is the
-// `first`-th of the totals.
-OVERFILL_AMX_INT8_TARGET inline void AddTile(const Int8Product& p,
-                                             int64_t group, int64_t row,
-                                             int64_t first, int64_t rows,
-                                             int64_t col, const TileSums& sums,
-                                             Totals& totals) {
+// Adds a tile of sums to the totals of `rows` rows from `row`.
+OVERFILL_AMX_INT8_TARGET inline void AddTile(
+    const Int8Product& p, int64_t group, int64_t row, int64_t rows, int64_t col,
+    const TileSums& high, const TileSums& low, Totals& totals) {
   const __m512 scales = LoadScales16(&p.panel[group].scales[col]);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (row + first + r) * p.num_groups + group;
-    const __m512i exact = _mm512_sub_epi32(_mm512_load_si512(sums.at[r]),
-                                           _mm512_set1_epi32(p.x_sums[at]));
-    AddScaled16(exact, scales, p.x_scales[at], &totals.at[first + r][col]);
+    const int64_t at = (row + r) * p.num_groups + group;
+    const __m512i sums =
+        AddHigh16(_mm512_load_si512(low.at[r]), _mm512_load_si512(high.at[r]));
+    const __m512i exact =
+        _mm512_sub_epi32(sums, _mm512_set1_epi32(p.x_sums[at]));
+    AddScaled16(exact, scales, p.x_scales[at], &totals.at[r][col]);
   }
 }
 
@@ -55,10 +53,41 @@ OVERFILL_AMX_INT8_TARGET inline void Prefetch(const char* group) {
   }
 }
 
-// One row tile of `rows` rows from `row`.
-OVERFILL_AMX_INT8_TARGET void MultiplyOneTile(const Int8Product& p, int64_t row,
-                                              int64_t rows) {
+// One group of `rows` rows from `row`.
+OVERFILL_AMX_INT8_TARGET inline void MultiplyGroup(const Int8Product& p,
+                                                   int64_t group, int64_t row,
+                                                   int64_t rows,
+                                                   TileSums (&sums)[4],
+                                                   Totals& totals) {
   const int64_t x_stride = p.num_groups * kGroupDepth;
+  const int64_t x = row * x_stride + group * kGroupDepth;
+  const uint8_t* q = &p.panel[group].q[0][0][0];
+  constexpr int64_t kSumStride = sizeof(sums[0].at[0]);
+  _tile_loadd(4, p.x_high + x, x_stride);
+  _tile_loadd(5, p.x_low + x, x_stride);
+  for (int64_t col = 0; col < kPanelCols; col += 2 * kTileCols) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(6, q + col * 4, kQuadStride);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(2, 5, 6);
+    _tile_loadd(7, q + col * 4 + 64, kQuadStride);
+    _tile_dpbsud(1, 4, 7);
+    _tile_dpbsud(3, 5, 7);
+    _tile_stored(0, sums[0].at, kSumStride);
+    _tile_stored(1, sums[1].at, kSumStride);
+    _tile_stored(2, sums[2].at, kSumStride);
+    _tile_stored(3, sums[3].at, kSumStride);
+    AddTile(p, group, row, rows, col, sums[0], sums[2], totals);
+    AddTile(p, group, row, rows, col + kTileCols, sums[1], sums[3], totals);
+  }
+}
+
+// A tile of `rows` rows from `row`.
+OVERFILL_AMX_INT8_TARGET void MultiplyRows(const Int8Product& p, int64_t row,
+                                           int64_t rows) {
   ConfigureTiles(rows, rows, rows, rows);
   Totals totals;
   for (int64_t r = 0; r < rows; ++r) {
@@ -66,71 +95,8 @@ OVERFILL_AMX_INT8_TARGET void MultiplyOneTile(const Int8Product& p, int64_t row,
   }
   TileSums sums[4];
   for (int64_t group = 0; group < p.num_groups; ++group) {
-    const uint8_t* q = &p.panel[group].q[0][0][0];
     Prefetch(reinterpret_cast<const char*>(&p.panel[group]));
-    _tile_loadd(4, p.x + row * x_stride + group * kGroupDepth, x_stride);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_loadd(6, q, kQuadStride);
-    _tile_dpbsud(0, 4, 6);
-    _tile_loadd(7, q + 64, kQuadStride);
-    _tile_dpbsud(1, 4, 7);
-    _tile_loadd(6, q + 128, kQuadStride);
-    _tile_dpbsud(2, 4, 6);
-    _tile_loadd(7, q + 192, kQuadStride);
-    _tile_dpbsud(3, 4, 7);
-    _tile_stored(0, sums[0].at, sizeof(sums[0].at[0]));
-    _tile_stored(1, sums[1].at, sizeof(sums[0].at[0]));
-    _tile_stored(2, sums[2].at, sizeof(sums[0].at[0]));
-    _tile_stored(3, sums[3].at, sizeof(sums[0].at[0]));
-    for (int64_t v = 0; v < 4; ++v) {
-      AddTile(p, group, row, 0, rows, v * kTileCols, sums[v], totals);
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r) StoreTotals(p, row + r, totals.at[r]);
-}
-
-// Two row tiles, the second of `rows` - 16 rows, so that each tile that is
-// loaded is used twice.
-OVERFILL_AMX_INT8_TARGET void MultiplyTwoTiles(const Int8Product& p,
-                                               int64_t row, int64_t rows) {
-  const int64_t x_stride = p.num_groups * kGroupDepth;
-  const int64_t rest = rows - kTileRows;
-  ConfigureTiles(kTileRows, rest, kTileRows, rest);
-  Totals totals;
-  for (int64_t r = 0; r < rows; ++r) {
-    std::fill_n(totals.at[r], kPanelCols, 0.0f);
-  }
-  TileSums sums[4];
-  for (int64_t group = 0; group < p.num_groups; ++group) {
-    const uint8_t* q = &p.panel[group].q[0][0][0];
-    const int8_t* x = p.x + row * x_stride + group * kGroupDepth;
-    Prefetch(reinterpret_cast<const char*>(&p.panel[group]));
-    _tile_loadd(4, x, x_stride);
-    _tile_loadd(5, x + kTileRows * x_stride, x_stride);
-    for (int64_t col = 0; col < kPanelCols; col += 2 * kTileCols) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      _tile_loadd(6, q + col * 4, kQuadStride);
-      _tile_dpbsud(0, 4, 6);
-      _tile_dpbsud(2, 5, 6);
-      _tile_loadd(7, q + col * 4 + 64, kQuadStride);
-      _tile_dpbsud(1, 4, 7);
-      _tile_dpbsud(3, 5, 7);
-      _tile_stored(0, sums[0].at, sizeof(sums[0].at[0]));
-      _tile_stored(1, sums[1].at, sizeof(sums[0].at[0]));
-      _tile_stored(2, sums[2].at, sizeof(sums[0].at[0]));
-      _tile_stored(3, sums[3].at, sizeof(sums[0].at[0]));
-      AddTile(p, group, row, 0, kTileRows, col, sums[0], totals);
-      AddTile(p, group, row, 0, kTileRows, col + kTileCols, sums[1], totals);
-      AddTile(p, group, row, kTileRows, rest, col, sums[2], totals);
-      AddTile(p, group, row, kTileRows, rest, col + kTileCols, sums[3],
-              totals);
-    }
+    MultiplyGroup(p, group, row, rows, sums, totals);
   }
   for (int64_t r = 0; r < rows; ++r) StoreTotals(p, row + r, totals.at[r]);
 }
@@ -138,13 +104,8 @@ OVERFILL_AMX_INT8_TARGET void MultiplyTwoTiles(const Int8Product& p,
 }  // namespace
 
 OVERFILL_AMX_INT8_TARGET void MultiplyPanelInt8Amx(const Int8Product& p) {
-  for (int64_t row = 0; row < p.rows; row += kMaxRows) {
-    const int64_t rows = std::min(p.rows - row, kMaxRows);
-    if (rows > kTileRows) {
-      MultiplyTwoTiles(p, row, rows);
-    } else {
-      MultiplyOneTile(p, row, rows);
-    }
+  for (int64_t row = 0; row < p.rows; row += kTileRows) {
+    MultiplyRows(p, row, std::min(p.rows - row, kTileRows));
   }
   // Tiles in use are kept over each change of threads.
   _tile_release();

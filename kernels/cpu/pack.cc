@@ -131,7 +131,8 @@ void StoreColumns(const UnitRows& rows, DType dtype, int64_t begin, int64_t end,
 
 int64_t PanelBytes(DType dtype, int64_t depth) {
   if (dtype == DType::kInt8) {
-    return CeilDiv(depth, kGroupDepth) * static_cast<int64_t>(sizeof(Int8Group));
+    return CeilDiv(depth, kGroupDepth) *
+           static_cast<int64_t>(sizeof(Int8Group));
   }
   return PaddedDepth(dtype, depth) * kPanelCols * DTypeBytes(dtype);
 }

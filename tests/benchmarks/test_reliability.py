@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] /
 import reliability_itl  # noqa: E402
 import reliability_load as load  # noqa: E402
 import reliability_overload as overload  # noqa: E402
-import reliability_report  # noqa: E402
+import report as reports  # noqa: E402
 from reliability_load import Outcome, Plan  # noqa: E402
 
 
@@ -61,8 +61,9 @@ class ReportTest(unittest.TestCase):
         (path / "docs" / "benchmarks").mkdir(parents=True, exist_ok=True)
         (path / "docs" / "benchmarks" / "targets.json").write_text(
             json.dumps(self.TARGETS))
-        with mock.patch.object(reliability_report, "ROOT", path):
-            return reliability_report.Report(path / "out.json")
+        with mock.patch.object(reports, "ROOT", path):
+            return reports.Report(
+                "reliability", "# Reliability", path / "out.json")
 
     def written(self, path):
         results = json.loads((path / "out.json").read_text())["results"]

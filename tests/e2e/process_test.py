@@ -55,7 +55,7 @@ class BadSetupTest(unittest.TestCase):
         self.check("--tls_cert: not supported yet", "--tls_cert=x")
         self.check("--itl_target: must be a duration", "--itl_target=soon")
         self.check("swap_bytes 1 does not hold", "--swap_bytes=1")
-        self.check("int8 is not supported yet", "--weights=int8")
+        self.check("--decode_weights: must be bf16", "--decode_weights=int4")
         self.check("OVERFILL_THREADS: must be",
                    env={"OVERFILL_THREADS": "many"})
         self.check("--flagfile: /no/such/file", "--flagfile=/no/such/file")

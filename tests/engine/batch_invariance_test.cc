@@ -63,8 +63,8 @@ class World {
         int32_t block_tokens)
       : device_(NewDevice(num_threads, batch_invariant)),
         model_(*device_, kLayers, kModelSeed, shape) {
-    const KvLayout layout =
-        KvLayoutOf(model_.weights().config, shape.dtype, block_tokens);
+    const KvLayout layout = KvLayoutOf(model_.weights().config,
+                                       KvDTypeOf(shape.dtype), block_tokens);
     const int64_t blocks_each = kMaxTokens / block_tokens + 1;
     store_ = *KvStore::Create(*device_, layout,
                               kMaxLive * blocks_each * *KvBlockBytes(layout));
@@ -351,6 +351,14 @@ INSTANTIATE_TEST_SUITE_P(
                                     .head_dim = 64,
                                     .max_positions = kMaxTokens,
                                     .dtype = DType::kBF16}},
+                    InvarianceCase{"OddInt8",
+                                   {.hidden_size = 169,
+                                    .intermediate_size = 451,
+                                    .num_heads = 2,
+                                    .num_kv_heads = 1,
+                                    .head_dim = 64,
+                                    .max_positions = kMaxTokens,
+                                    .dtype = DType::kInt8}},
                     InvarianceCase{"OddF32",
                                    {.hidden_size = 233,
                                     .intermediate_size = 451,

@@ -35,7 +35,7 @@ class PairEngineTest : public testing::Test {
     options.prefill_model_dir = directory_ / "full";
     options.decode_model_dir = directory_ / "pruned";
     options.load_format = LoadFormat::kDummy;
-    options.weights = DType::kF32;
+    options.prefill_weights = options.decode_weights = DType::kF32;
     full_.WriteTo(options.prefill_model_dir);
     pruned_.WriteTo(options.decode_model_dir);
     if (!kv_map.empty()) {

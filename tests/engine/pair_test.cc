@@ -334,8 +334,36 @@ TEST_F(PairTest, BadFilesAreNamed) {
   EXPECT_TRUE(
       IsRefusal(Load(options).status(), {options.kv_map_file, "mirror"}));
   options = Options();
-  options.weights = DType::kF16;
+  options.decode_weights = DType::kF16;
   EXPECT_TRUE(IsRefusal(Load(options).status(), {"weights", "f16"}));
+}
+
+TEST_F(PairTest, EachModelHasItsOwnTypeOfWeights) {
+  PairOptions options = Options();
+  const auto bf16 = Load(options);
+  ASSERT_TRUE(bf16.ok()) << bf16.status();
+  options.decode_weights = DType::kInt8;
+  const auto mixed = Load(options);
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ((*mixed)->full().weights.dtype, DType::kBF16);
+  EXPECT_EQ((*mixed)->pruned().weights.dtype, DType::kInt8);
+  EXPECT_EQ((*mixed)->full().digest, (*bf16)->full().digest);
+  // It does not answer like the other.
+  EXPECT_NE((*mixed)->pruned().digest, (*bf16)->pruned().digest);
+  EXPECT_NE((*mixed)->digest(), (*bf16)->digest());
+
+  // One checkpoint in two types is two models.
+  options.decode_model_dir = options.prefill_model_dir;
+  const auto twice = Load(options);
+  ASSERT_TRUE(twice.ok()) << twice.status();
+  EXPECT_NE(&(*twice)->full(), &(*twice)->pruned());
+  EXPECT_EQ((*twice)->pruned().weights.dtype, DType::kInt8);
+
+  // KV of f32 is not what a model of int8 reads.
+  options = Options();
+  options.prefill_weights = DType::kF32;
+  options.decode_weights = DType::kInt8;
+  EXPECT_TRUE(IsRefusal(Load(options).status(), {"KV dtype", "f32", "bf16"}));
 }
 
 TEST_F(PairTest, LoadsTheOtherMaps) {

@@ -47,7 +47,8 @@ absl::StatusOr<std::unique_ptr<GoldenPair>> GoldenPair::Load(Device& device,
                           .decode_model_dir = job.value("decode", full_dir),
                           .kv_map_file = job.value("kv_map", std::string()),
                           .load_format = LoadFormat::kSafetensors,
-                          .weights = dtype}));
+                          .prefill_weights = dtype,
+                          .decode_weights = dtype}));
   RETURN_IF_ERROR(pair->MakeStores(job, kv_dtype));
   RETURN_IF_ERROR(pair->MakeRunner(pair->pair_->full().weights, *pair->store_,
                                    {}, pair->prefill_));

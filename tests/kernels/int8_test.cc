@@ -1,17 +1,19 @@
 // Products with int8 weights.
+#include "kernels/cpu/int8.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "kernels/cpu/cpu_info.h"
-#include "kernels/cpu/int8.h"
 #include "tests/kernels/backend_test.h"
 
 namespace overfill {
 namespace {
 
-constexpr int64_t kGroup = 64;  // inputs that share a scale
+constexpr int64_t kGroup = 64;           // inputs that share a scale
+constexpr int64_t kLargest = 127 * 128;  // of an input, in steps
 
 class Int8Test : public BackendTest {
  protected:
@@ -50,12 +52,13 @@ class Int8Test : public BackendTest {
     return out.Read();
   }
 
-  // Rows that int8 holds: whole numbers, the largest of each group being 127.
+  // Rows that are held exactly: whole numbers, the largest of each group being
+  // 127 * 128.
   std::vector<float> WholeRows(int64_t rows, int64_t cols) {
     std::vector<float> x(rows * cols);
     for (int64_t i = 0; i < rows * cols; ++i) {
-      x[i] = static_cast<float>(i % cols % kGroup == 0 ? 127
-                                                       : Uniform(-127, 127));
+      x[i] = static_cast<float>(
+          i % cols % kGroup == 0 ? kLargest : Uniform(-kLargest, kLargest));
     }
     return x;
   }
@@ -133,9 +136,15 @@ void Int8Test::CheckWhole(int64_t rows, int64_t in, int64_t out, bool has_bias,
 }
 
 TEST_P(Int8Test, SizesThatFitNothing) {
-  for (const auto& [in, out] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 1}, {37, 37}, {64, 64}, {65, 63}, {2, 200}, {1126, 70},
-           {70, 1126}, {4505, 67}}) {
+  for (const auto& [in, out] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1},
+                                                {37, 37},
+                                                {64, 64},
+                                                {65, 63},
+                                                {2, 200},
+                                                {1126, 70},
+                                                {70, 1126},
+                                                {4505, 67}}) {
     for (const int64_t rows : {1, 2, 3, 4, 5, 6, 13, 16, 17, 31, 32, 33, 70}) {
       CheckWhole(rows, in, out, rows % 2 == 0, rows % 3 == 0);
       if (HasFatalFailure()) return;
@@ -166,11 +175,11 @@ TEST_P(Int8Test, ErrorsAreThoseOfRounding) {
       for (int64_t k = 0; k < kIn; ++k) {
         want += double{x[r + k]} * w[c + k];
         const double w_step = w_maxima[c + k] / 127 * (1 + 2 * kRoundoffBF16);
-        const double x_step = x_maxima[r + k] / 127;
+        const double x_step = x_maxima[r + k] / (127 * 128);
         // A rounding error is spread evenly over a step.
-        variance += (std::pow(x[r + k] * w_step, 2) +
-                     std::pow(w[c + k] * x_step, 2)) /
-                    12;
+        variance +=
+            (std::pow(x[r + k] * w_step, 2) + std::pow(w[c + k] * x_step, 2)) /
+            12;
       }
       ASSERT_LE(std::abs(actual[i] - want), 8 * std::sqrt(variance) + 1e-5);
     }
@@ -253,8 +262,8 @@ OVERFILL_INSTANTIATE_BACKENDS(Int8Test);
 // The CPU's kernels against each other, whichever the processor's choice is.
 TEST(CpuInt8Kernels, GiveTheSameBits) {
   std::mt19937_64 random(TestSeed());
-  const bool has_amx = *ChooseCpuIsa(TestDeviceOptions().cpu_isa) ==
-                       CpuIsa::kAmxBf16;
+  const bool has_amx =
+      *ChooseCpuIsa(TestDeviceOptions().cpu_isa) == CpuIsa::kAmxBf16;
   if (!HasAvx512Vnni()) GTEST_SKIP() << "no AVX-512 VNNI";
   for (int trial = 0; trial < 50; ++trial) {
     const auto rows = static_cast<int64_t>(random() % 40 + 1);
@@ -272,19 +281,21 @@ TEST(CpuInt8Kernels, GiveTheSameBits) {
     std::vector<float> input(rows * groups * kGroupDepth);
     std::normal_distribution<float> normal;
     for (float& value : input) value = normal(random);
-    std::vector<int8_t> x(input.size());
+    std::vector<int8_t> high(input.size()), low(input.size());
     std::vector<float> scales(rows * groups);
     std::vector<int32_t> sums(rows * groups);
     for (int64_t row = 0; row < rows; ++row) {
       QuantizeInput(input.data() + row * groups * kGroupDepth,
                     groups * kGroupDepth,
-                    x.data() + row * groups * kGroupDepth,
+                    high.data() + row * groups * kGroupDepth,
+                    low.data() + row * groups * kGroupDepth,
                     scales.data() + row * groups, sums.data() + row * groups);
     }
     const auto run = [&](void (*multiply)(const Int8Product&)) {
       std::vector<float> out(rows * kPanelCols, 0.5f);
       Int8Product product;
-      product.x = x.data();
+      product.x_high = high.data();
+      product.x_low = low.data();
       product.x_scales = scales.data();
       product.x_sums = sums.data();
       product.rows = rows;

@@ -1,4 +1,4 @@
-"""Rows, targets and the two documents of the reliability benchmark."""
+"""Rows, targets and the two documents of a benchmark of several parts."""
 
 import datetime
 import json
@@ -11,14 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from training.eval_server import commit, machine  # noqa: E402
 
-HEAD = """# Reliability
-
-Written by `./dev bench reliability`; see `benchmarks/reliability.py` for what
-each part does. The models are random weights of the shapes 2048/8192 (full)
-and 1126/4505 (pruned), 16 layers, 32 heads of 64, 8 KV heads, vocabulary
-128256, in bf16, but for `preempt`, which runs the demo pair. The load comes
-from the same machine; its own CPU time is stated as a share of the cores.
-
+TABLE = """
 | row | value | unit | target | met |
 | --- | ---: | --- | ---: | --- |
 """
@@ -27,7 +20,10 @@ from the same machine; its own CPU time is stated as a share of the cores.
 class Report:
     """Rows by name, in order; parts run one by one are joined in one file."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, name: str, head: str, path: pathlib.Path) -> None:
+        """`head` begins the document beside the JSON file `path`."""
+        self.name = name
+        self.head = head
         self.path = path
         self.rows: Dict[str, Dict[str, Any]] = {}
         self.parts: Dict[str, Dict[str, str]] = {}
@@ -39,7 +35,7 @@ class Report:
             self.reasons = old.get("reasons", {})
         targets = ROOT / "docs" / "benchmarks" / "targets.json"
         self.targets = json.loads(
-            targets.read_text(encoding="utf-8"))["reliability"]
+            targets.read_text(encoding="utf-8"))[name]
 
     def begin(self, part: str) -> None:
         """Forgets an earlier run of the part."""
@@ -88,9 +84,9 @@ class Report:
             if self.rows[metric]["value"] is None:
                 self.reasons.setdefault(metric, "not run")
         rows: List[Dict[str, Any]] = list(self.rows.values())
-        report = {"name": "reliability", "commit": commit(),
-                  "machine": machine(), "parts": self.parts, "reasons": self.reasons,
-                  "results": rows}
+        report = {"name": self.name, "commit": commit(),
+                  "machine": machine(), "parts": self.parts,
+                  "reasons": self.reasons, "results": rows}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(report, indent=2) + "\n",
                              encoding="utf-8")
@@ -98,7 +94,7 @@ class Report:
             self._markdown(report), encoding="utf-8")
 
     def _markdown(self, report: Dict[str, Any]) -> str:
-        text = HEAD
+        text = self.head + TABLE
         for row in report["results"]:
             value = row["value"]
             shown = ("not measured" if value is None else
