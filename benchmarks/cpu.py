@@ -8,6 +8,7 @@
   invariant  what --batch_invariant costs
   server     16 streams through the server against the engine's own steps, and
              running streams' gaps while prompts of 512 tokens arrive
+  quality    the shipped pair's right answers with int8 weights
 
 The engine runs without a scheduler but in `server`. llama.cpp is that of the
 npm package node-llama-cpp, on files of random weights that are written here.
@@ -26,6 +27,7 @@ from typing import Callable, Dict, List, Sequence, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+import cpu_quality  # noqa: E402
 import cpu_server  # noqa: E402
 from cpu_players import (  # noqa: E402
     Estimate, Models, Player, engine, estimate, in_turns, peer, playing,
@@ -194,10 +196,15 @@ def decode(bench: Bench) -> None:
                                   bench.pairs)
             bench.add_ratio(f"decode.batch{batch}.int8_against_bf16",
                             ratios(bf16, int8))
-        # The yardstick beside what it measures.
+        # The yardstick beside what it measures; llama.cpp reads, too.
         shares: Dict[str, List[float]] = {"bf16": [], "int8": []}
         for _ in range(bench.pairs):
             rate = max(measure_read_rate(bench, ours).values())
+            if theirs:
+                rate = max(rate, *(
+                    files[name].stat().st_size /
+                    step_seconds(theirs, name, 1, 12)()
+                    for name in ("padded", "exact", "q8_0")))
             for dtype, values in shares.items():
                 seconds = step_seconds(ours, dtype, 1, 12)()
                 values.append(read_share(bench, info, dtype, 1, seconds, rate))
@@ -323,10 +330,15 @@ def server(bench: Bench) -> None:
                     bench.report)
 
 
+def quality(bench: Bench) -> None:
+    cpu_quality.quality(bench.server, 20 if bench.is_quick else 200,
+                        bench.report)
+
+
 PARTS: Dict[str, Callable[[Bench], None]] = {
     "machine": machine, "decode": decode, "prefill": prefill,
     "request": request, "avx2": avx2, "invariant": invariant,
-    "server": server}
+    "server": server, "quality": quality}
 
 
 def main() -> int:

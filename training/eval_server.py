@@ -66,13 +66,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(binary: pathlib.Path, pair: pathlib.Path) -> Iterator[str]:
+def server(binary: pathlib.Path, pair: pathlib.Path,
+           flags: Sequence[str] = ()) -> Iterator[str]:
     """Runs overfill-server on the pair; yields its address."""
     target = f"127.0.0.1:{free_port()}"
     command = [str(binary), f"--prefill_model={pair / 'full'}",
                f"--decode_model={pair / 'decode'}", "--device=cpu",
                f"--listen={target}",
-               f"--metrics_listen=127.0.0.1:{free_port()}"]
+               f"--metrics_listen=127.0.0.1:{free_port()}", *flags]
     process = subprocess.Popen(command)
     try:
         with grpc.insecure_channel(target) as channel:
