@@ -42,7 +42,11 @@ class Player:
         self._process = subprocess.Popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True)
-        self.ready = self._answer()
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> Dict[str, Any]:
         assert self._process.stdout is not None

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -73,8 +74,8 @@ absl::Status CheckWeightsType(DType weights) {
 // Makes one pair, small files first.
 class PairLoader {
  public:
-  PairLoader(Device& device, const PairOptions& options)
-      : device_(device), options_(options) {}
+  PairLoader(Device& device, const PairOptions& options, PhaseTimes* times)
+      : device_(device), options_(options), times_(times) {}
 
   absl::StatusOr<std::unique_ptr<Pair>> Load() {
     RETURN_IF_ERROR(CheckWeightsType(options_.prefill_weights));
@@ -100,6 +101,7 @@ class PairLoader {
     RETURN_IF_ERROR(OpenCheckpoint(full_));
     if (!pair_->is_one_model_) RETURN_IF_ERROR(OpenCheckpoint(pruned_));
     RETURN_IF_ERROR(LoadMap());
+    EndPhase("configs and tokenizers");
     RETURN_IF_ERROR(LoadModel(full_, pair_->full_));
     if (!pair_->is_one_model_) {
       RETURN_IF_ERROR(LoadModel(pruned_, pair_->pruned_));
@@ -117,6 +119,10 @@ class PairLoader {
     std::vector<uint8_t> is_token;
     std::optional<Checkpoint> checkpoint;  // none of dummies
   };
+
+  void EndPhase(absl::string_view name) {
+    if (times_ != nullptr) times_->EndPhase(name, absl::Now());
+  }
 
   bool is_dummy() const { return options_.load_format == LoadFormat::kDummy; }
 
@@ -184,6 +190,7 @@ class PairLoader {
       hash.UpdateField(HexString(
           DigestFiles(side.checkpoint->files(), LoadingThreads(device_),
                       absl::StrCat("hashing ", side.checkpoint->origin()))));
+      EndPhase("hashing");
       ASSIGN_OR_RETURN(model.weights,
                        LoadWeights(device_, config, *side.checkpoint,
                                    side.weights, side.is_token));
@@ -194,6 +201,7 @@ class PairLoader {
                                         side.is_token, kDummySeed));
     }
     model.digest = hash.Finish();
+    EndPhase("weights");
     side.checkpoint.reset();
     return absl::OkStatus();
   }
@@ -210,6 +218,7 @@ class PairLoader {
 
   Device& device_;
   const PairOptions& options_;
+  PhaseTimes* const times_;  // or null
   Side full_;
   Side pruned_;
   KvMapSpec map_spec_;
@@ -217,8 +226,9 @@ class PairLoader {
 };
 
 absl::StatusOr<std::unique_ptr<Pair>> Pair::Load(Device& device,
-                                                 const PairOptions& options) {
-  return PairLoader(device, options).Load();
+                                                 const PairOptions& options,
+                                                 PhaseTimes* times) {
+  return PairLoader(device, options, times).Load();
 }
 
 }  // namespace overfill

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/phase_times.h"
 #include "base/sha256.h"
 #include "engine/kv_map.h"
 #include "engine/model_config.h"
@@ -48,8 +49,9 @@ class Pair {
   // is proven from the small files first: vocabulary and tokenizer content, KV
   // heads, head_dim, RoPE parameters, KV dtype and the layer map. Errors are
   // one line that names the file, or both files, and the field or tensor.
-  static absl::StatusOr<std::unique_ptr<Pair>> Load(Device& device,
-                                                    const PairOptions& options);
+  // What took how long is told to `times`, where it is not null.
+  static absl::StatusOr<std::unique_ptr<Pair>> Load(
+      Device& device, const PairOptions& options, PhaseTimes* times = nullptr);
 
   const PairModel& full() const { return full_; }
   // full() itself where both directories, and both types of weights, are one.

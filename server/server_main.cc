@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/log.h"
+#include "base/phase_times.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
 #include "engine/pair.h"
@@ -57,7 +58,8 @@ struct Serving {
   std::unique_ptr<Ticker> watchdog_thread;
 };
 
-absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
+absl::Status LoadPair(const ServerConfig& config, PhaseTimes& times,
+                      Serving& serving) {
   ASSIGN_OR_RETURN(
       serving.device,
       MakeDevice(config.device, {.num_threads = config.threads,
@@ -72,7 +74,8 @@ absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
            .kv_map_file = config.kv_map,
            .load_format = config.load_format,
            .prefill_weights = config.prefill_weights.value_or(config.weights),
-           .decode_weights = config.decode_weights.value_or(config.weights)}));
+           .decode_weights = config.decode_weights.value_or(config.weights)},
+          &times));
   ASSIGN_OR_RETURN(
       serving.engine,
       PairEngine::Create(*serving.device, *serving.pair,
@@ -82,6 +85,7 @@ absl::Status LoadPair(const ServerConfig& config, Serving& serving) {
                           .max_sequence_tokens = config.max_sequence_tokens,
                           .prefill_chunk_tokens = config.prefill_chunk_tokens,
                           .max_decode_batch = config.max_decode_batch}));
+  times.EndPhase("KV stores", absl::Now());
   return absl::OkStatus();
 }
 
@@ -201,12 +205,12 @@ void StartWatchdog(const ServerConfig& config, Serving& serving) {
 }
 
 void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
-              absl::Duration load_time) {
+              const PhaseTimes& times) {
   const PairEngine& engine = *serving.engine;
   LogInfo(absl::StrCat(
       "loaded ", info.full().name(), " and ", info.pruned().name(), " in ",
-      absl::FormatDuration(absl::Trunc(load_time, absl::Milliseconds(1))),
-      ", KV map ", info.kv_map(), ", pair digest ", info.pair_digest()));
+      absl::FormatDuration(absl::Trunc(times.total(), absl::Milliseconds(1))),
+      " (", times.ToString(), "), KV map ", info.kv_map(), ", pair digest ", info.pair_digest()));
   const auto describe = [](const KvStore& store) {
     return absl::StrCat(store.num_blocks(), " blocks of ",
                         store.layout().block_tokens, " tokens, ",
@@ -242,8 +246,8 @@ absl::Status Start(const ServerConfig& config, const ServerHooks& hooks,
   if (config.metrics_enabled) {
     RETURN_IF_ERROR(CheckBindable(config.metrics_listen));
   }
-  const absl::Time begin = absl::Now();
-  RETURN_IF_ERROR(LoadPair(config, serving));
+  PhaseTimes times(absl::Now());
+  RETURN_IF_ERROR(LoadPair(config, times, serving));
   const v1::GetModelInfoResponse info = MakeModelInfo(
       *serving.pair, *serving.engine, serving.device->info(), config);
   serving.metrics = std::make_unique<ServerMetrics>(
@@ -253,7 +257,8 @@ absl::Status Start(const ServerConfig& config, const ServerHooks& hooks,
   RETURN_IF_ERROR(WarmUp(*serving.scheduler, AnyToken(*serving.pair),
                          serving.engine->max_sequence_tokens(),
                          kWarmUpTimeout));
-  LogStart(serving, info, absl::Now() - begin);
+  times.EndPhase("warm-up", absl::Now());
+  LogStart(serving, info, times);
   serving.metrics->Enable();
   RETURN_IF_ERROR(OpenPorts(config, info, serving));
   StartWatchdog(config, serving);
