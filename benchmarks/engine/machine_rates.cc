@@ -1,10 +1,12 @@
 #include "benchmarks/engine/machine_rates.h"
 
 #include <immintrin.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -101,6 +103,8 @@ char* Memory(int64_t bytes) {
   if (size < bytes) {
     memory.reset(std::aligned_alloc(kHugePage, bytes));
     OVERFILL_CHECK(memory != nullptr) << bytes << " bytes";
+    // As the weights are.
+    madvise(memory.get(), bytes, MADV_HUGEPAGE);
     std::memset(memory.get(), 1, bytes);
     size = bytes;
   }
