@@ -26,10 +26,6 @@ constexpr int64_t kPanelPairStride = kPanelCols * 4;  // bytes
 // For more rows than the tiles hold at once, a panel's block of this depth
 // stays in the L2 cache while all rows use it.
 constexpr int64_t kDepthBlock = 2048;
-// For few rows the weights' way from memory is the time; so far ahead of their
-// use they set out.
-constexpr int64_t kPrefetchDepth = 64;
-
 // Sums of up to two row tiles, on their way from the tiles to the output.
 struct Sums {
   alignas(64) float at[2 * kTileRows][kPanelCols];
@@ -64,36 +60,62 @@ OVERFILL_AMX_TARGET void Store(const PanelProduct& p, int64_t row, int64_t rows,
   }
 }
 
-// One row tile: all columns at once, so that the panel is read in one go.
+// Asks for a fourth of the panel's next `kTileDepth` depths.
+OVERFILL_AMX_TARGET inline void PrefetchQuarter(const char* next, int quarter) {
+  constexpr int64_t kBytes = kTileDepth * kPanelCols * 2 / 4;
+#pragma GCC unroll 16
+  for (int64_t line = 0; line < kBytes; line += 64) {
+    _mm_prefetch(next + quarter * kBytes + line, _MM_HINT_T0);
+  }
+}
+
+// Depths [k, k + kTileDepth) of one row tile, all columns; asks for those that
+// follow.
+template <bool kRest>
+OVERFILL_AMX_TARGET inline void AddOneTile(const uint16_t* x,
+                                           const uint16_t* x_rest,
+                                           int64_t x_bytes, const char* w) {
+  const char* next = w + kTileDepth * kPanelCols * 2;
+  _tile_loadd(4, x, x_bytes);
+  if constexpr (kRest) _tile_loadd(5, x_rest, x_bytes);
+  PrefetchQuarter(next, 0);
+  _tile_loadd(6, w, kPanelPairStride);
+  if constexpr (kRest) _tile_dpbf16ps(0, 5, 6);
+  _tile_dpbf16ps(0, 4, 6);
+  PrefetchQuarter(next, 1);
+  _tile_loadd(7, w + 64, kPanelPairStride);
+  if constexpr (kRest) _tile_dpbf16ps(1, 5, 7);
+  _tile_dpbf16ps(1, 4, 7);
+  PrefetchQuarter(next, 2);
+  _tile_loadd(6, w + 128, kPanelPairStride);
+  if constexpr (kRest) _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(2, 4, 6);
+  PrefetchQuarter(next, 3);
+  _tile_loadd(7, w + 192, kPanelPairStride);
+  if constexpr (kRest) _tile_dpbf16ps(3, 5, 7);
+  _tile_dpbf16ps(3, 4, 7);
+}
+
+// One row tile: all columns at once, so that the panel is read in one go, and
+// its depth in two streams, which come faster than one.
 template <bool kRest>
 OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
                                          int64_t rows, int64_t begin,
                                          int64_t end) {
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
+  const char* panel = static_cast<const char*>(p.panel);
   const int64_t x_bytes = p.x_stride * 2;
+  const int64_t middle =
+      begin + RoundUp((end - begin) / 2, kTileDepth);
   ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
-  for (int64_t k = begin; k < end; k += kTileDepth) {
-    const char* w = static_cast<const char*>(p.panel) + k * kPanelCols * 2;
-    const char* next = w + kPrefetchDepth * kPanelCols * 2;
-    for (int64_t line = 0; line < kTileDepth * kPanelCols * 2; line += 64) {
-      _mm_prefetch(next + line, _MM_HINT_T0);
-    }
-    _tile_loadd(4, x + k, x_bytes);
-    if constexpr (kRest) _tile_loadd(5, x_rest + k, x_bytes);
-    _tile_loadd(6, w, kPanelPairStride);
-    if constexpr (kRest) _tile_dpbf16ps(0, 5, 6);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + 64, kPanelPairStride);
-    if constexpr (kRest) _tile_dpbf16ps(1, 5, 7);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, w + 128, kPanelPairStride);
-    if constexpr (kRest) _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, w + 192, kPanelPairStride);
-    if constexpr (kRest) _tile_dpbf16ps(3, 5, 7);
-    _tile_dpbf16ps(3, 4, 7);
+  for (int64_t k = begin; k < middle; k += kTileDepth) {
+    AddOneTile<kRest>(x + k, x_rest + k, x_bytes, panel + k * kPanelCols * 2);
+    const int64_t other = k + middle - begin;
+    if (other >= end) continue;
+    AddOneTile<kRest>(x + other, x_rest + other, x_bytes,
+                      panel + other * kPanelCols * 2);
   }
   Sums sums;
   _tile_stored(0, &sums.at[0][0], sizeof(sums.at[0]));
@@ -142,13 +164,22 @@ OVERFILL_AMX_TARGET void MultiplyTwoTiles(const PanelProduct& p, int64_t row,
   Store(p, row, rows, begin == 0, sums);
 }
 
+// For few rows: a row tile after the other, the first one at the pace of memory,
+// the second one from the cache.
 template <bool kRest>
-OVERFILL_AMX_TARGET void MultiplyAllRows(const PanelProduct& p) {
+OVERFILL_AMX_TARGET void MultiplyFewRows(const PanelProduct& p) {
   const int64_t depth = RoundUp(p.depth, kPanelDepth);
-  const int64_t block = p.rows <= 2 * kTileRows ? depth : kDepthBlock;
+  for (int64_t row = 0; row < p.rows; row += kTileRows) {
+    MultiplyOneTile<kRest>(p, row, std::min(p.rows - row, kTileRows), 0, depth);
+  }
+}
+
+template <bool kRest>
+OVERFILL_AMX_TARGET void MultiplyManyRows(const PanelProduct& p) {
+  const int64_t depth = RoundUp(p.depth, kPanelDepth);
   int64_t begin = 0;
   do {
-    const int64_t end = std::min(begin + block, depth);
+    const int64_t end = std::min(begin + kDepthBlock, depth);
     for (int64_t row = 0; row < p.rows; row += 2 * kTileRows) {
       const int64_t rows = std::min(p.rows - row, 2 * kTileRows);
       if (rows > kTileRows) {
@@ -159,6 +190,15 @@ OVERFILL_AMX_TARGET void MultiplyAllRows(const PanelProduct& p) {
     }
     begin = end;
   } while (begin < depth);
+}
+
+template <bool kRest>
+OVERFILL_AMX_TARGET void MultiplyAllRows(const PanelProduct& p) {
+  if (p.rows <= 2 * kTileRows) {
+    MultiplyFewRows<kRest>(p);
+  } else {
+    MultiplyManyRows<kRest>(p);
+  }
   // Tiles in use are kept over each change of threads.
   _tile_release();
 }

@@ -58,6 +58,70 @@ OVERFILL_BF16_TARGET inline void AddPair(const uint16_t* x,
   }
 }
 
+// For few rows the weights' way from memory is the time. Two streams at once,
+// each asked for so far ahead, come faster than one.
+constexpr int kStreams = 2;
+constexpr int64_t kPrefetchBytes = 1024;
+static_assert(kPanelDepth % (2 * kStreams) == 0);
+
+// All of the depth, in kStreams parts.
+template <int kRows, bool kRest>
+OVERFILL_BF16_TARGET void StreamRows(const PanelProduct& p) {
+  // Where registers are left, what x's rounding left over has sums of its own:
+  // else each sum waits for two instructions per step of depth.
+  constexpr int kSums = kRest && kRows == 1 ? 2 : 1;
+  const int64_t part = RoundUp(p.depth, kPanelDepth) / kStreams;
+  const auto* x = static_cast<const uint16_t*>(p.x);
+  const auto* panel = static_cast<const uint16_t*>(p.panel);
+  __m512 acc[kStreams][kSums * kRows][kVectors];
+#pragma GCC unroll 16
+  for (auto& stream_acc : acc) {
+#pragma GCC unroll 16
+    for (auto& row_acc : stream_acc) {
+#pragma GCC unroll 16
+      for (__m512& a : row_acc) a = _mm512_setzero_ps();
+    }
+  }
+  for (int64_t step = 0; step < part; step += 2) {
+#pragma GCC unroll 16
+    for (int s = 0; s < kStreams; ++s) {
+      const int64_t k = s * part + step;
+      const uint16_t* at = panel + k * kPanelCols;
+      __m512i w[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        _mm_prefetch(reinterpret_cast<const char*>(at + v * 2 * kLanes) +
+                         kPrefetchBytes,
+                     _MM_HINT_T0);
+        w[v] = _mm512_load_si512(at + v * 2 * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kRest) {
+          AddPair(p.x_rest + r * p.x_stride + k, w,
+                  acc[s][(kSums - 1) * kRows + r]);
+        }
+        AddPair(x + r * p.x_stride + k, w, acc[s][r]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    __m512 sum[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = acc[0][r][v];
+      if constexpr (kSums == 2) sum[v] = _mm512_add_ps(sum[v], acc[0][1][v]);
+#pragma GCC unroll 16
+      for (int s = 1; s < kStreams; ++s) {
+        sum[v] = _mm512_add_ps(sum[v], acc[s][r][v]);
+        if constexpr (kSums == 2) sum[v] = _mm512_add_ps(sum[v], acc[s][1][v]);
+      }
+    }
+    StoreRow(p, r, true, sum);
+  }
+}
+
 template <int kRows, bool kRest>
 OVERFILL_BF16_TARGET void MultiplyRows(const PanelProduct& p, int64_t row,
                                        int64_t begin, int64_t end) {
@@ -120,6 +184,10 @@ void MultiplyAllRows(const PanelProduct& p) {
 }  // namespace
 
 void MultiplyPanelBF16Dot(const PanelProduct& p) {
+  const bool exact = p.x_rest != nullptr;
+  if (p.rows == 1) return exact ? StreamRows<1, true>(p) : StreamRows<1, false>(p);
+  if (p.rows == 2) return exact ? StreamRows<2, true>(p) : StreamRows<2, false>(p);
+  if (p.rows == 3) return exact ? StreamRows<3, true>(p) : StreamRows<3, false>(p);
   if (p.x_rest != nullptr) {
     MultiplyAllRows<true>(p);
   } else {
