@@ -27,6 +27,12 @@ struct alignas(64) Int8Group {
 };
 static_assert(sizeof(Int8Group) == 4224);
 
+// The group that comes at `place` in the one order of sums: first and second
+// half take turns, since two streams come from memory faster than one.
+constexpr int64_t GroupAt(int64_t place, int64_t num_groups) {
+  return place / 2 + (place % 2 == 0 ? 0 : (num_groups + 1) / 2);
+}
+
 // out[r, c] (+)= sum_g x_scales[r, g] * scale[g, c] * sum_k x[r, k] q[k, c],
 // + bias[c], for c < cols, where x = 128 * x_high + x_low.
 struct Int8Product {

@@ -16,9 +16,16 @@ namespace {
 
 constexpr int64_t kQuads = kGroupDepth / 4;
 
-// The weights' way from memory is the time; so many bytes ahead of their use
-// they set out.
-constexpr int64_t kPrefetchBytes = 2 * sizeof(Int8Group);
+// The weights' way from memory is the time: a group sets out while the one
+// before it is multiplied.
+constexpr int64_t kPrefetchBytes = sizeof(Int8Group);
+
+// The weights are asked for as their forerunners are read.
+void PrefetchScales(const Int8Group& group) {
+  const auto* next = reinterpret_cast<const char*>(&group) + kPrefetchBytes;
+  _mm_prefetch(next, _MM_HINT_T0);
+  _mm_prefetch(next + 64, _MM_HINT_T0);
+}
 
 int32_t LoadQuad(const int8_t* x) {
   int32_t quad;
@@ -81,8 +88,10 @@ OVERFILL_VNNI_TARGET inline void SumGroup(const Int8Product& p, int64_t row,
 template <int kRows>
 OVERFILL_VNNI_TARGET void MultiplyRowsVnni(const Int8Product& p, int64_t row) {
   alignas(64) float totals[kRows][kPanelCols] = {};
-  for (int64_t group = 0; group < p.num_groups; ++group) {
+  for (int64_t place = 0; place < p.num_groups; ++place) {
+    const int64_t group = GroupAt(place, p.num_groups);
     __m512i sums[kRows][kVectors];
+    PrefetchScales(p.panel[group]);
     SumGroup<kRows>(p, row, group, sums);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
@@ -95,6 +104,65 @@ OVERFILL_VNNI_TARGET void MultiplyRowsVnni(const Int8Product& p, int64_t row) {
     }
   }
   for (int r = 0; r < kRows; ++r) StoreTotals(p, row + r, totals[r]);
+}
+
+// Bytes of a stream that are on their way.
+constexpr int64_t kStreamBytes = 1024;
+
+// Sums of one row over a quad of one stream's group.
+OVERFILL_VNNI_TARGET inline void AddQuad(const Int8Product& p, int64_t group,
+                                         int64_t quad,
+                                         __m512i (&low_sums)[kVectors],
+                                         __m512i (&high_sums)[kVectors]) {
+  const int64_t x = group * kGroupDepth + quad * 4;
+  const __m512i x_high = _mm512_set1_epi32(LoadQuad(p.x_high + x));
+  const __m512i x_low = _mm512_set1_epi32(LoadQuad(p.x_low + x));
+  const uint8_t* weights = &p.panel[group].q[quad][0][0];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    _mm_prefetch(weights + v * 64 + kStreamBytes, _MM_HINT_T0);
+    const __m512i w = _mm512_load_si512(weights + v * 64);
+    high_sums[v] = _mm512_dpbusd_epi32(high_sums[v], w, x_high);
+    low_sums[v] = _mm512_dpbusd_epi32(low_sums[v], w, x_low);
+  }
+}
+
+OVERFILL_VNNI_TARGET inline void AddGroup(const Int8Product& p, int64_t group,
+                                          const __m512i (&low_sums)[kVectors],
+                                          const __m512i (&high_sums)[kVectors],
+                                          float* totals) {
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    AddScaled16(AddHigh16(low_sums[v], high_sums[v]),
+                LoadScales16(&p.panel[group].scales[v * 16]),
+                p.x_scales[group], totals + v * 16);
+  }
+}
+
+// A group of each half of the depth at once, so that lines of both come in
+// turns.
+OVERFILL_VNNI_TARGET void MultiplyOneRowVnni(const Int8Product& p) {
+  alignas(64) float totals[kPanelCols] = {};
+  const int64_t second = (p.num_groups + 1) / 2;
+  for (int64_t group = 0; group < second; ++group) {
+    const int64_t other = std::min(second + group, p.num_groups - 1);
+    __m512i low[2][kVectors], high[2][kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      low[0][v] = _mm512_set1_epi32(-p.x_sums[group]);
+      low[1][v] = _mm512_set1_epi32(-p.x_sums[other]);
+      high[0][v] = high[1][v] = _mm512_setzero_si512();
+    }
+    for (int64_t quad = 0; quad < kQuads; ++quad) {
+      AddQuad(p, group, quad, low[0], high[0]);
+      AddQuad(p, other, quad, low[1], high[1]);
+    }
+    AddGroup(p, group, low[0], high[0], totals);
+    if (second + group < p.num_groups) {
+      AddGroup(p, other, low[1], high[1], totals);
+    }
+  }
+  StoreTotals(p, 0, totals);
 }
 
 // ---- AVX2: vectors of eight columns. Even and odd depths apart: as 16-bit
@@ -165,7 +233,9 @@ template <int kRows>
 OVERFILL_AVX2_TARGET void MultiplyRowsAvx2(const Int8Product& p, int64_t row) {
   constexpr int kCount = kRows == 1 ? 8 : kRows == 2 ? 4 : 2;
   alignas(64) float totals[kRows][kPanelCols] = {};
-  for (int64_t group = 0; group < p.num_groups; ++group) {
+  for (int64_t place = 0; place < p.num_groups; ++place) {
+    const int64_t group = GroupAt(place, p.num_groups);
+    PrefetchScales(p.panel[group]);
     for (int64_t first = 0; first < kAvx2Vectors; first += kCount) {
       MultiplyPartAvx2<kRows, kCount>(p, row, group, first, totals);
     }
@@ -176,6 +246,7 @@ OVERFILL_AVX2_TARGET void MultiplyRowsAvx2(const Int8Product& p, int64_t row) {
 }  // namespace
 
 void MultiplyPanelInt8Vnni(const Int8Product& p) {
+  if (p.rows == 1) return MultiplyOneRowVnni(p);
   int64_t row = 0;
   for (; row + 3 <= p.rows; row += 3) MultiplyRowsVnni<3>(p, row);
   switch (p.rows - row) {

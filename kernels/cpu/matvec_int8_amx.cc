@@ -21,9 +21,9 @@ namespace {
 
 static_assert(kGroupDepth == 64 && kPanelCols == 64);
 constexpr int64_t kQuadStride = kPanelCols * 4;  // bytes
-// The weights' way from memory is the time; so many bytes ahead of their use
-// they set out.
-constexpr int64_t kPrefetchBytes = 2 * sizeof(Int8Group);
+// The weights' way from memory is the time: a group sets out while the one
+// before it is multiplied.
+constexpr int64_t kPrefetchBytes = sizeof(Int8Group);
 
 struct Totals {
   alignas(64) float at[kTileRows][kPanelCols];
@@ -94,7 +94,8 @@ OVERFILL_AMX_INT8_TARGET void MultiplyRows(const Int8Product& p, int64_t row,
     std::fill_n(totals.at[r], kPanelCols, 0.0f);
   }
   TileSums sums[4];
-  for (int64_t group = 0; group < p.num_groups; ++group) {
+  for (int64_t place = 0; place < p.num_groups; ++place) {
+    const int64_t group = GroupAt(place, p.num_groups);
     Prefetch(reinterpret_cast<const char*>(&p.panel[group]));
     MultiplyGroup(p, group, row, rows, sums, totals);
   }

@@ -19,6 +19,9 @@ bool IsOpen(uint64_t word) { return Generation(word) % 2 == 1; }
 constexpr std::chrono::microseconds kSpin(100);
 constexpr int kPausesPerLook = 32;
 
+// A range is this share of what a thread would get of what is left.
+constexpr int64_t kParts = 4;
+
 void Pause() { __builtin_ia32_pause(); }
 
 }  // namespace
@@ -153,12 +156,18 @@ void ThreadTeam::Run(int64_t num_items, int64_t grain, Task task) {
 void ThreadTeam::RunRanges(int thread) {
   const int64_t num_items = num_items_;
   const int64_t grain = grain_;
-  for (;;) {
-    const int64_t begin =
-        next_item_.fetch_add(grain, std::memory_order_relaxed);
-    if (begin >= num_items) return;
-    task_.call(task_.context, begin, std::min(begin + grain, num_items),
-               thread);
+  const int64_t parts = kParts * num_threads();
+  int64_t begin = next_item_.load(std::memory_order_relaxed);
+  while (begin < num_items) {
+    const int64_t left = num_items - begin;
+    const int64_t end =
+        begin + std::min(left, std::max(grain, left / parts));
+    if (!next_item_.compare_exchange_weak(begin, end,
+                                          std::memory_order_relaxed)) {
+      continue;
+    }
+    task_.call(task_.context, begin, end, thread);
+    begin = next_item_.load(std::memory_order_relaxed);
   }
 }
 

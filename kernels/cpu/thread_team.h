@@ -37,9 +37,10 @@ class ThreadTeam {
   void Yield();
 
   // By the owner: calls fn(begin, end, thread) for ranges that cover
-  // [0, num_items) once each, at most `grain` items a range, on all threads at
-  // once; 0 <= thread < num_threads(), each value one thread. Returns when all
-  // are done. Runs on the owner alone when one range covers it. Allocates
+  // [0, num_items) once each, on all threads at once; 0 <= thread <
+  // num_threads(), each value one thread. Ranges are long at first, since what
+  // lies together in memory comes faster, and at most `grain` items at the end,
+  // which evens out the threads. Returns when all are done. Runs on the owner alone when one range covers it. Allocates
   // nothing. fn must not call back into the team.
   template <typename Fn>
   void ParallelFor(int64_t num_items, int64_t grain, const Fn& fn) {
