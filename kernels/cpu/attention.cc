@@ -60,9 +60,6 @@ struct AttentionWork {
   Sums total;     // of the parts before this one
 };
 
-// Stands for "no score yet": finite, so that differences stay numbers.
-inline constexpr float kNoScore = -1e30f;
-
 // A zero's sign may depend on tokens that the row does not see.
 inline float UnsignedZero(float value) { return value == 0 ? 0.0f : value; }
 

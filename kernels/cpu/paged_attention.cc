@@ -311,7 +311,12 @@ void CpuOps::PagedAttention(Stream& stream, const AttentionShape& shape,
           partials_of(task, kv_head) + task.part * plan.partial_stride;
       tile.part_stride = plan.partial_stride;
     }
-    AttendTile(tile);
+    if (!batch_invariant_ && tile.num_rows == 1 && group <= kMaxRowQueries &&
+        head_dim % 16 == 0) {
+      AttendRow(tile);
+    } else {
+      AttendTile(tile);
+    }
   };
   cpu.ParallelFor(plan.num_tasks * shape.num_kv_heads, 1,
                   [&](int64_t begin, int64_t end, int thread) {
