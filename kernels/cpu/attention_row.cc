@@ -49,8 +49,8 @@ HWY_INLINE VF LoadElements(const uint16_t* at) {
   const F32 d;
   const hn::RebindToUnsigned<F32> du;
   const hn::Rebind<uint16_t, F32> d16;
-  return hn::BitCast(
-      d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, at))));
+  return hn::BitCast(d,
+                     hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, at))));
 }
 
 // sums[0] = the sum of each of the kCount vectors' lanes, in order; kCount is
@@ -72,9 +72,9 @@ struct RowWork {
       : q(memory),
         value(q + int64_t{num_queries} * head_dim),
         scores(value + int64_t{num_queries} * head_dim) {}
-  float* q;                      // [queries][D], scaled
-  float* value;                  // [queries][D] sum of exp(score - largest) v
-  float* scores;                 // [tokens of a piece][queries]
+  float* q;       // [queries][D], scaled
+  float* value;   // [queries][D] sum of exp(score - largest) v
+  float* scores;  // [tokens of a piece][queries]
   float largest[kMaxRowQueries];
   float weight[kMaxRowQueries];  // sum of exp(score - largest)
   float decay[kMaxRowQueries];   // of what was summed before this piece
@@ -133,7 +133,8 @@ void ScoreRow(const AttentionTile& t, int32_t begin, int32_t count,
         const VF key = LoadElements(k[i] + at);
 #pragma GCC unroll 16
         for (int j = 0; j < kQueries; ++j) {
-          sums[i * kQueries + j] = hn::MulAdd(key, q[j], sums[i * kQueries + j]);
+          sums[i * kQueries + j] =
+              hn::MulAdd(key, q[j], sums[i * kQueries + j]);
         }
       }
     }

@@ -22,8 +22,8 @@ inline constexpr int64_t kGroupDepth = 64;
 // One group of a panel. Quads of depths lie together, as the dot products of
 // AVX-512 VNNI and AMX take them.
 struct alignas(64) Int8Group {
-  uint16_t scales[kPanelCols];                // bf16
-  uint8_t q[kGroupDepth / 4][kPanelCols][4];  // q + 128
+  uint16_t scales[kPanelCols];  // bf16
+  int8_t q[kGroupDepth / 4][kPanelCols][4];
 };
 static_assert(sizeof(Int8Group) == 4224);
 
@@ -39,8 +39,8 @@ struct Int8Product {
   const int8_t* x_high = nullptr;   // [rows, num_groups * kGroupDepth]
   const int8_t* x_low = nullptr;    // [rows, num_groups * kGroupDepth]
   const float* x_scales = nullptr;  // [rows, num_groups]
-  // 128 times the sum of the group's 128 * high + low: what the weights' 128
-  // adds.
+  // 128 times the sum of the group's 128 * high + low: for VNNI, which takes
+  // one factor without a sign, and is given q + 128.
   const int32_t* x_sums = nullptr;  // [rows, num_groups]
   int64_t rows = 0;
   const Int8Group* panel = nullptr;  // [num_groups]

@@ -53,6 +53,24 @@ __attribute__((target("avx2,fma"))) inline void AddScaled8(__m256i sums,
                                           _mm256_load_ps(totals)));
 }
 
+// The same as StoreTotals.
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) inline void
+StoreTotals16(const Int8Product& p, int64_t row, const float* totals) {
+  float* out = p.out + row * p.out_stride;
+  for (int64_t c = 0; c < p.cols; c += 16) {
+    const int64_t left = p.cols - c;
+    const __mmask16 mask =
+        left >= 16 ? kAllLanes : static_cast<__mmask16>((1u << left) - 1);
+    __m512 old = _mm512_setzero_ps();
+    if (p.accumulate) old = _mm512_maskz_loadu_ps(mask, out + c);
+    if (p.bias != nullptr) {
+      old = _mm512_add_ps(old, _mm512_maskz_loadu_ps(mask, p.bias + c));
+    }
+    _mm512_mask_storeu_ps(out + c, mask,
+                          _mm512_add_ps(old, _mm512_load_ps(totals + c)));
+  }
+}
+
 // Writes one row of the output: `totals` with the bias and the old values.
 inline void StoreTotals(const Int8Product& p, int64_t row,
                         const float* totals) {

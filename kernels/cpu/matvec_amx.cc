@@ -32,10 +32,10 @@ struct Sums {
 };
 
 OVERFILL_AMX_TARGET inline void ZeroSums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  _tile_loadd(0, kTileZeros.at, 0);
+  _tile_loadd(1, kTileZeros.at, 0);
+  _tile_loadd(2, kTileZeros.at, 0);
+  _tile_loadd(3, kTileZeros.at, 0);
 }
 
 // Adds `rows` of sums to the output; the first depth block brings bias and old
@@ -61,7 +61,9 @@ OVERFILL_AMX_TARGET void Store(const PanelProduct& p, int64_t row, int64_t rows,
 }
 
 // Asks for a fourth of the panel's next `kTileDepth` depths.
-OVERFILL_AMX_TARGET inline void PrefetchQuarter(const char* next, int quarter) {
+// GCC would take the function for one without effect, and drop the call.
+__attribute__((always_inline)) OVERFILL_AMX_TARGET inline void PrefetchQuarter(
+    const char* next, int quarter) {
   constexpr int64_t kBytes = kTileDepth * kPanelCols * 2 / 4;
 #pragma GCC unroll 16
   for (int64_t line = 0; line < kBytes; line += 64) {
@@ -106,8 +108,7 @@ OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
   const char* panel = static_cast<const char*>(p.panel);
   const int64_t x_bytes = p.x_stride * 2;
-  const int64_t middle =
-      begin + RoundUp((end - begin) / 2, kTileDepth);
+  const int64_t middle = begin + RoundUp((end - begin) / 2, kTileDepth);
   ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
   for (int64_t k = begin; k < middle; k += kTileDepth) {
@@ -164,8 +165,8 @@ OVERFILL_AMX_TARGET void MultiplyTwoTiles(const PanelProduct& p, int64_t row,
   Store(p, row, rows, begin == 0, sums);
 }
 
-// For few rows: a row tile after the other, the first one at the pace of memory,
-// the second one from the cache.
+// For few rows: a row tile after the other, the first one at the pace of
+// memory, the second one from the cache.
 template <bool kRest>
 OVERFILL_AMX_TARGET void MultiplyFewRows(const PanelProduct& p) {
   const int64_t depth = RoundUp(p.depth, kPanelDepth);

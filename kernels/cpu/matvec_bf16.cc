@@ -90,9 +90,9 @@ OVERFILL_BF16_TARGET void StreamRows(const PanelProduct& p) {
       __m512i w[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        _mm_prefetch(reinterpret_cast<const char*>(at + v * 2 * kLanes) +
-                         kPrefetchBytes,
-                     _MM_HINT_T0);
+        _mm_prefetch(
+            reinterpret_cast<const char*>(at + v * 2 * kLanes) + kPrefetchBytes,
+            _MM_HINT_T0);
         w[v] = _mm512_load_si512(at + v * 2 * kLanes);
       }
 #pragma GCC unroll 16
@@ -185,9 +185,12 @@ void MultiplyAllRows(const PanelProduct& p) {
 
 void MultiplyPanelBF16Dot(const PanelProduct& p) {
   const bool exact = p.x_rest != nullptr;
-  if (p.rows == 1) return exact ? StreamRows<1, true>(p) : StreamRows<1, false>(p);
-  if (p.rows == 2) return exact ? StreamRows<2, true>(p) : StreamRows<2, false>(p);
-  if (p.rows == 3) return exact ? StreamRows<3, true>(p) : StreamRows<3, false>(p);
+  if (p.rows == 1)
+    return exact ? StreamRows<1, true>(p) : StreamRows<1, false>(p);
+  if (p.rows == 2)
+    return exact ? StreamRows<2, true>(p) : StreamRows<2, false>(p);
+  if (p.rows == 3)
+    return exact ? StreamRows<3, true>(p) : StreamRows<3, false>(p);
   if (p.x_rest != nullptr) {
     MultiplyAllRows<true>(p);
   } else {

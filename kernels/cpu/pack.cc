@@ -89,9 +89,6 @@ class UnitRows {
     const int64_t num_groups = CeilDiv(depth_, kGroupDepth);
     QuantizeWeights(floats_.data(), depth_, q,
                     scales_.data() + col * num_groups);
-    constexpr uint32_t kSignBits = 0x80808080u;
-    auto* units = units_.data() + col * num_units_;
-    for (int64_t i = 0; i < num_units_; ++i) units[i] ^= kSignBits;  // + 128
   }
 
   const DType dtype_;
@@ -171,7 +168,7 @@ void UnpackColumn(DType dtype, const void* panel, int64_t col, int64_t depth,
     const auto* groups = static_cast<const Int8Group*>(panel);
     for (int64_t k = 0; k < depth; ++k) {
       const Int8Group& group = groups[k / kGroupDepth];
-      const int q = group.q[k % kGroupDepth / 4][col][k % 4] - 128;
+      const int q = group.q[k % kGroupDepth / 4][col][k % 4];
       out[k] = FloatFromBFloat16(group.scales[col]) * static_cast<float>(q);
     }
   }

@@ -160,8 +160,7 @@ void ThreadTeam::RunRanges(int thread) {
   int64_t begin = next_item_.load(std::memory_order_relaxed);
   while (begin < num_items) {
     const int64_t left = num_items - begin;
-    const int64_t end =
-        begin + std::min(left, std::max(grain, left / parts));
+    const int64_t end = begin + std::min(left, std::max(grain, left / parts));
     if (!next_item_.compare_exchange_weak(begin, end,
                                           std::memory_order_relaxed)) {
       continue;

@@ -40,8 +40,9 @@ class ThreadTeam {
   // [0, num_items) once each, on all threads at once; 0 <= thread <
   // num_threads(), each value one thread. Ranges are long at first, since what
   // lies together in memory comes faster, and at most `grain` items at the end,
-  // which evens out the threads. Returns when all are done. Runs on the owner alone when one range covers it. Allocates
-  // nothing. fn must not call back into the team.
+  // which evens out the threads. Returns when all are done. Runs on the owner
+  // alone when one range covers it. Allocates nothing. fn must not call back
+  // into the team.
   template <typename Fn>
   void ParallelFor(int64_t num_items, int64_t grain, const Fn& fn) {
     static_assert(std::is_invocable_v<const Fn&, int64_t, int64_t, int>);

@@ -275,7 +275,7 @@ TEST(CpuInt8Kernels, GiveTheSameBits) {
       }
       auto* q = &group.q[0][0][0];
       for (size_t i = 0; i < sizeof(group.q); ++i) {
-        q[i] = static_cast<uint8_t>(random() % 255 + 1);
+        q[i] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
       }
     }
     std::vector<float> input(rows * groups * kGroupDepth);
