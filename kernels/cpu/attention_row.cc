@@ -41,9 +41,6 @@ constexpr int kLanes = 8;
 static_assert(kMaxRowQueries <= kLanes);
 // Vectors of a value's elements that are in registers at once.
 constexpr int kValueVectors = 4;
-// So far ahead of their use K and V set out, in tokens.
-constexpr int32_t kPrefetchTokens = 8;
-
 HWY_INLINE VF LoadElements(const float* at) { return hn::LoadU(F32(), at); }
 HWY_INLINE VF LoadElements(const uint16_t* at) {
   const F32 d;
@@ -80,44 +77,48 @@ struct RowWork {
   float decay[kMaxRowQueries];   // of what was summed before this piece
 };
 
-// The tile's positions, in stretches that lie together in one block.
+// Where a piece's tokens are.
 template <typename T>
-class TokenReader {
- public:
-  TokenReader(const AttentionTile& t, const void* base)
-      : t_(t), base_(static_cast<const T*>(base)) {}
-  const T* At(int32_t token) const {
-    return base_ + t_.block_table[token / t_.block_tokens] * t_.block_stride +
-           int64_t{token % t_.block_tokens} * t_.head_dim;
-  }
-  // Asks for a token that will be read; none beyond the tile's end.
-  HWY_INLINE void Prefetch(int32_t token) const {
-    if (token >= t_.kv_end) return;
-    const T* at = At(token);
-    for (int32_t i = 0; i < t_.head_dim;
-         i += 64 / static_cast<int32_t>(sizeof(T))) {
-      __builtin_prefetch(at + i);
+struct Piece {
+  int32_t count = 0;
+  const T* k[kTileTokens];
+  const T* v[kTileTokens];
+
+  // Of the tile's positions from `begin`; none beyond its end.
+  void Find(const AttentionTile& t, int32_t begin) {
+    count = std::max(0, std::min(kTileTokens, t.kv_end - begin));
+    int32_t slot = begin % t.block_tokens;
+    const int32_t* block = t.block_table + begin / t.block_tokens;
+    for (int32_t i = 0; i < count; ++i) {
+      const int64_t at = *block * t.block_stride + int64_t{slot} * t.head_dim;
+      k[i] = static_cast<const T*>(t.k) + at;
+      v[i] = static_cast<const T*>(t.v) + at;
+      if (++slot < t.block_tokens) continue;
+      slot = 0;
+      ++block;
     }
   }
-
- private:
-  const AttentionTile& t_;
-  const T* const base_;
 };
 
-// scores[token][query] for `count` tokens from `begin`; count <= kTileTokens.
+template <typename T>
+HWY_INLINE void PrefetchToken(const T* at, int32_t head_dim) {
+  constexpr int32_t kLine = 64 / sizeof(T);
+  for (int32_t i = 0; i < head_dim; i += kLine) __builtin_prefetch(at + i);
+}
+
+// scores[token][query]; asks for the tokens' values.
 template <typename T, int kQueries>
-void ScoreRow(const AttentionTile& t, int32_t begin, int32_t count,
+void ScoreRow(const AttentionTile& t, const Piece<T>& piece,
               const RowWork& work) {
   constexpr int kTokens = kLanes / kQueries;
   const F32 d;
-  const TokenReader<T> keys(t, t.k);
-  for (int32_t first = 0; first < count; first += kTokens) {
+  for (int32_t first = 0; first < piece.count; first += kTokens) {
     const T* k[kTokens];
     for (int i = 0; i < kTokens; ++i) {
       // Behind the end the last one again, which nobody reads.
-      k[i] = keys.At(begin + std::min(first + i, count - 1));
-      keys.Prefetch(begin + first + i + kPrefetchTokens);
+      const int32_t token = std::min(first + i, piece.count - 1);
+      k[i] = piece.k[token];
+      PrefetchToken(piece.v[token], t.head_dim);
     }
     VF sums[kLanes];
 #pragma GCC unroll 16
@@ -186,12 +187,11 @@ void UpdateRowSoftmax(int32_t count, RowWork& work) {
 }
 
 // value = value * decay + sum of the tokens' weights times V, for kVectors
-// vectors of elements from `at`.
+// vectors of elements from `at`; asks for the next piece's keys.
 template <typename T, int kQueries, int kVectors>
-void AddRowValues(const AttentionTile& t, int32_t begin, int32_t count,
-                  int32_t at, const RowWork& work) {
+void AddRowValues(const AttentionTile& t, const Piece<T>& piece,
+                  const Piece<T>& next, int32_t at, const RowWork& work) {
   const F32 d;
-  const TokenReader<T> values(t, t.v);
   VF sums[kQueries][kVectors];
 #pragma GCC unroll 16
   for (int j = 0; j < kQueries; ++j) {
@@ -202,9 +202,9 @@ void AddRowValues(const AttentionTile& t, int32_t begin, int32_t count,
       sums[j][v] = hn::Mul(hn::LoadU(d, old), decay);
     }
   }
-  for (int32_t i = 0; i < count; ++i) {
-    const T* value = values.At(begin + i) + at;
-    if (at == 0) values.Prefetch(begin + i + kPrefetchTokens);
+  for (int32_t i = 0; i < piece.count; ++i) {
+    const T* value = piece.v[i] + at;
+    if (at == 0 && i < next.count) PrefetchToken(next.k[i], t.head_dim);
     VF elements[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
@@ -256,17 +256,22 @@ void AttendRowOf(const AttentionTile& t) {
   std::fill_n(work.value, kQueries * t.head_dim, 0.0f);
   std::fill_n(work.largest, kQueries, kNoScore);
   std::fill_n(work.weight, kQueries, 0.0f);
+  Piece<T> pieces[2];
+  pieces[0].Find(t, t.kv_begin);
+  int now = 0;
   for (int32_t begin = t.kv_begin; begin < t.kv_end; begin += kTileTokens) {
-    const int32_t count = std::min(kTileTokens, t.kv_end - begin);
-    ScoreRow<T, kQueries>(t, begin, count, work);
-    UpdateRowSoftmax<kQueries>(count, work);
+    const Piece<T>& piece = pieces[now];
+    now = 1 - now;
+    pieces[now].Find(t, begin + kTileTokens);
+    ScoreRow<T, kQueries>(t, piece, work);
+    UpdateRowSoftmax<kQueries>(piece.count, work);
     int32_t at = 0;
     for (; at + kValueVectors * kLanes <= t.head_dim;
          at += kValueVectors * kLanes) {
-      AddRowValues<T, kQueries, kValueVectors>(t, begin, count, at, work);
+      AddRowValues<T, kQueries, kValueVectors>(t, piece, pieces[now], at, work);
     }
     for (; at < t.head_dim; at += kLanes) {
-      AddRowValues<T, kQueries, 1>(t, begin, count, at, work);
+      AddRowValues<T, kQueries, 1>(t, piece, pieces[now], at, work);
     }
   }
   StoreRowResult<kQueries>(t, work);
