@@ -131,15 +131,23 @@ int64_t ConvertGrain(int64_t stride) {
   return std::max<int64_t>(1, kElements / stride);
 }
 
+// A row of so many bf16, a multiple of a cache line's 32, made an odd number of
+// lines long: else a tile's rows compete for a few sets of the first cache.
+int64_t OddLines(int64_t stride) {
+  static_assert(kPanelDepth * 2 == 64);
+  return stride / kPanelDepth % 2 == 0 ? stride + kPanelDepth : stride;
+}
+
 // The input of bf16 products: rows padded with zeros, in two halves for few
 // rows.
 void ConvertInput(CpuStream& stream, Matrix x, PanelProduct& product) {
   const int64_t depth = x.cols;
-  const int64_t stride = RoundUp(depth, kPanelDepth);
+  const int64_t stride = OddLines(RoundUp(depth, kPanelDepth));
   const bool exact = x.rows <= kMaxExactRows;
+  const int64_t rows = RoundUp(x.rows, kRowsTogether);
   uint16_t* high = stream.Scratch<uint16_t>(ScratchUse::kActivations,
-                                            (exact ? 2 : 1) * x.rows * stride);
-  uint16_t* low = high + x.rows * stride;
+                                            (exact ? 2 : 1) * rows * stride);
+  uint16_t* low = high + rows * stride;
   stream.ParallelFor(x.rows, ConvertGrain(stride),
                      [&](int64_t begin, int64_t end, int /*thread*/) {
                        for (int64_t row = begin; row < end; ++row) {
@@ -192,21 +200,49 @@ void QuantizeRows(CpuStream& stream, Matrix x, Int8Product& product) {
 // the product is filled in here.
 template <typename Product, typename Multiply>
 void ForEachPanel(CpuStream& stream, const CpuLinearWeight& weight, Matrix out,
-                  const Product& all, const Multiply& multiply) {
+                  const Product& all, const Multiply& multiply,
+                  int64_t panel_offset_bytes = 0) {
   using Panel = decltype(all.panel);
-  stream.ParallelFor(weight.num_panels(), 1,
-                     [&](int64_t begin, int64_t end, int /*thread*/) {
-                       for (int64_t panel = begin; panel < end; ++panel) {
-                         Product part = all;
-                         part.panel = static_cast<Panel>(weight.panel(panel));
-                         part.cols = weight.panel_cols(panel);
-                         part.out = out.f32() + panel * kPanelCols;
-                         if (weight.bias() != nullptr) {
-                           part.bias = weight.bias() + panel * kPanelCols;
-                         }
-                         multiply(part);
-                       }
-                     });
+  stream.ParallelFor(
+      weight.num_panels(), 1, [&](int64_t begin, int64_t end, int /*thread*/) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          Product part = all;
+          part.panel =
+              static_cast<Panel>(weight.panel(panel, panel_offset_bytes));
+          part.cols = weight.panel_cols(panel);
+          part.out = out.f32() + panel * kPanelCols;
+          if (weight.bias() != nullptr && panel_offset_bytes == 0) {
+            part.bias = weight.bias() + panel * kPanelCols;
+          }
+          multiply(part);
+        }
+      });
+}
+
+// Of a product of many rows, what the second cache holds of the input: all
+// panels pass before the next rows' or depths' turn.
+constexpr int64_t kCachedDepth = 2048;
+static_assert(kCachedDepth % kPanelDepth == 0);
+
+void MultiplyInTiles(CpuStream& stream, const CpuLinearWeight& weight,
+                     Matrix out, const PanelProduct& all) {
+  for (int64_t row = 0; row < all.rows; row += kMaxPanelRows) {
+    PanelProduct part = all;
+    part.rows = std::min(all.rows - row, kMaxPanelRows);
+    Matrix part_out = out;
+    part_out.data = out.f32() + row * out.stride;
+    const int64_t cached =
+        part.rows > 2 * kRowsTogether ? kCachedDepth : all.depth;
+    for (int64_t k = 0; k < all.depth; k += cached) {
+      const int64_t at = row * all.x_stride + k;
+      part.x = static_cast<const uint16_t*>(all.x) + at;
+      part.x_rest = all.x_rest == nullptr ? nullptr : all.x_rest + at;
+      part.depth = std::min(all.depth - k, cached);
+      part.accumulate = all.accumulate || k > 0;
+      ForEachPanel(stream, weight, part_out, part, MultiplyPanelAmx,
+                   k * kPanelCols * 2);
+    }
+  }
 }
 
 void MultiplyInt8(CpuStream& stream, ProductPath path, Matrix x,
@@ -240,9 +276,10 @@ void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
   all.accumulate = accumulate;
   const bool dot = path != ProductPath::kAvx2;
   if (dot) ConvertInput(stream, x, all);
-  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
-  const auto multiply = in_tiles                         ? MultiplyPanelAmx
-                        : dot                            ? MultiplyPanelBF16Dot
+  if (path == ProductPath::kAmx && x.rows >= kMinTileRows) {
+    return MultiplyInTiles(stream, weight, out, all);
+  }
+  const auto multiply = dot                              ? MultiplyPanelBF16Dot
                         : weight.dtype() == DType::kBF16 ? MultiplyPanelBF16
                                                          : MultiplyPanelF32;
   ForEachPanel(stream, weight, out, all, multiply);

@@ -26,8 +26,9 @@ class CpuLinearWeight : public LinearWeight {
   DType dtype() const { return dtype_; }
   int64_t num_panels() const { return num_panels_; }
   int64_t panel_bytes() const { return panel_bytes_; }
-  const void* panel(int64_t index) const {
-    return static_cast<const char*>(panels_->data()) + index * panel_bytes_;
+  const void* panel(int64_t index, int64_t offset_bytes = 0) const {
+    return static_cast<const char*>(panels_->data()) + index * panel_bytes_ +
+           offset_bytes;
   }
   // [out], or null.
   const float* bias() const {

@@ -21,15 +21,11 @@ namespace {
 constexpr int64_t kTileDepth = 32;
 static_assert(kPanelDepth % kTileDepth == 0);
 static_assert(kPanelCols == 4 * kTileCols);
-constexpr int64_t kPanelPairStride = kPanelCols * 4;  // bytes
+constexpr int64_t kPanelPairStride = kPanelCols * 4;        // bytes
+constexpr int64_t kSumStride = kPanelCols * sizeof(float);  // bytes
 
-// For more rows than the tiles hold at once, a panel's block of this depth
-// stays in the L2 cache while all rows use it.
-constexpr int64_t kDepthBlock = 2048;
-// Sums of up to two row tiles, on their way from the tiles to the output.
-struct Sums {
-  alignas(64) float at[2 * kTileRows][kPanelCols];
-};
+// Of two column tiles, so much depth stays in the first cache.
+constexpr int64_t kDepthBlock = 512;
 
 OVERFILL_AMX_TARGET inline void ZeroSums() {
   _tile_loadd(0, kTileZeros.at, 0);
@@ -38,21 +34,20 @@ OVERFILL_AMX_TARGET inline void ZeroSums() {
   _tile_loadd(3, kTileZeros.at, 0);
 }
 
-// Adds `rows` of sums to the output; the first depth block brings bias and old
-// values.
+// Writes `rows` of sums from `row`, with the bias and the old values.
 OVERFILL_AMX_TARGET void Store(const PanelProduct& p, int64_t row, int64_t rows,
-                               bool is_first, const Sums& sums) {
+                               const float (*sums)[kPanelCols]) {
   for (int64_t r = 0; r < rows; ++r) {
     float* out = p.out + (row + r) * p.out_stride;
     for (int64_t col = 0; col < p.cols; col += kTileCols) {
       const int64_t left = p.cols - col;
       const __mmask16 mask =
           left >= kTileCols ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-      __m512 sum = _mm512_load_ps(&sums.at[r][col]);
-      if (!is_first || p.accumulate) {
+      __m512 sum = _mm512_load_ps(&sums[r][col]);
+      if (p.accumulate) {
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out + col));
       }
-      if (is_first && p.bias != nullptr) {
+      if (p.bias != nullptr) {
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, p.bias + col));
       }
       _mm512_mask_storeu_ps(out + col, mask, sum);
@@ -102,67 +97,27 @@ OVERFILL_AMX_TARGET inline void AddOneTile(const uint16_t* x,
 // its depth in two streams, which come faster than one.
 template <bool kRest>
 OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
-                                         int64_t rows, int64_t begin,
-                                         int64_t end) {
+                                         int64_t rows, int64_t depth) {
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
   const char* panel = static_cast<const char*>(p.panel);
   const int64_t x_bytes = p.x_stride * 2;
-  const int64_t middle = begin + RoundUp((end - begin) / 2, kTileDepth);
+  const int64_t middle = RoundUp(depth / 2, kTileDepth);
   ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
-  for (int64_t k = begin; k < middle; k += kTileDepth) {
+  for (int64_t k = 0; k < middle; k += kTileDepth) {
     AddOneTile<kRest>(x + k, x_rest + k, x_bytes, panel + k * kPanelCols * 2);
-    const int64_t other = k + middle - begin;
-    if (other >= end) continue;
+    const int64_t other = k + middle;
+    if (other >= depth) continue;
     AddOneTile<kRest>(x + other, x_rest + other, x_bytes,
                       panel + other * kPanelCols * 2);
   }
-  Sums sums;
-  _tile_stored(0, &sums.at[0][0], sizeof(sums.at[0]));
-  _tile_stored(1, &sums.at[0][16], sizeof(sums.at[0]));
-  _tile_stored(2, &sums.at[0][32], sizeof(sums.at[0]));
-  _tile_stored(3, &sums.at[0][48], sizeof(sums.at[0]));
-  Store(p, row, rows, begin == 0, sums);
-}
-
-// Inputs of two row tiles times the weights in 6 and 7.
-OVERFILL_AMX_TARGET inline void AddTwoTiles(const uint16_t* x,
-                                            int64_t x_stride) {
-  _tile_loadd(4, x, x_stride * 2);
-  _tile_loadd(5, x + kTileRows * x_stride, x_stride * 2);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
-}
-
-// Two row tiles, the second of `rows` - 16 rows: half of the columns, then the
-// others, so that each tile that is loaded is used twice.
-template <bool kRest>
-OVERFILL_AMX_TARGET void MultiplyTwoTiles(const PanelProduct& p, int64_t row,
-                                          int64_t rows, int64_t begin,
-                                          int64_t end) {
-  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
-  const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
-  ConfigureTiles(kTileRows, rows - kTileRows, kTileRows, rows - kTileRows);
-  Sums sums;
-  for (int64_t col = 0; col < p.cols; col += 2 * kTileCols) {
-    ZeroSums();
-    for (int64_t k = begin; k < end; k += kTileDepth) {
-      const char* w =
-          static_cast<const char*>(p.panel) + k * kPanelCols * 2 + col * 4;
-      _tile_loadd(6, w, kPanelPairStride);
-      _tile_loadd(7, w + 64, kPanelPairStride);
-      if constexpr (kRest) AddTwoTiles(x_rest + k, p.x_stride);
-      AddTwoTiles(x + k, p.x_stride);
-    }
-    _tile_stored(0, &sums.at[0][col], sizeof(sums.at[0]));
-    _tile_stored(1, &sums.at[0][col + kTileCols], sizeof(sums.at[0]));
-    _tile_stored(2, &sums.at[kTileRows][col], sizeof(sums.at[0]));
-    _tile_stored(3, &sums.at[kTileRows][col + kTileCols], sizeof(sums.at[0]));
-  }
-  Store(p, row, rows, begin == 0, sums);
+  alignas(64) float sums[kTileRows][kPanelCols];
+  _tile_stored(0, &sums[0][0], kSumStride);
+  _tile_stored(1, &sums[0][kTileCols], kSumStride);
+  _tile_stored(2, &sums[0][2 * kTileCols], kSumStride);
+  _tile_stored(3, &sums[0][3 * kTileCols], kSumStride);
+  Store(p, row, rows, sums);
 }
 
 // For few rows: a row tile after the other, the first one at the pace of
@@ -171,26 +126,84 @@ template <bool kRest>
 OVERFILL_AMX_TARGET void MultiplyFewRows(const PanelProduct& p) {
   const int64_t depth = RoundUp(p.depth, kPanelDepth);
   for (int64_t row = 0; row < p.rows; row += kTileRows) {
-    MultiplyOneTile<kRest>(p, row, std::min(p.rows - row, kTileRows), 0, depth);
+    MultiplyOneTile<kRest>(p, row, std::min(p.rows - row, kTileRows), depth);
   }
 }
 
+// Sums of all rows, on their way from the tiles to the output.
+struct RowSums {
+  alignas(64) float at[kMaxPanelRows][kPanelCols];
+};
+
+// One step of depth of kRowTiles row tiles and two column tiles, whose weights
+// are in 6 and 7.
+template <int kRowTiles>
+OVERFILL_AMX_TARGET inline void AddTiles(const uint16_t* x, int64_t x_stride) {
+  _tile_loadd(4, x, x_stride * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kRowTiles == 2) {
+    _tile_loadd(5, x + kTileRows * x_stride, x_stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// Depths [begin, end) of kRowTiles row tiles from `row` and of two column tiles
+// from `col`. The first depths begin the sums.
+template <int kRowTiles, bool kRest>
+OVERFILL_AMX_TARGET inline void AddBlock(const PanelProduct& p, int64_t row,
+                                         int64_t col, int64_t begin,
+                                         int64_t end, RowSums& sums) {
+  const auto* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
+  float* top = &sums.at[row][col];
+  float* bottom = &sums.at[row + (kRowTiles - 1) * kTileRows][col];
+  if (begin == 0) {
+    ZeroSums();
+  } else {
+    _tile_loadd(0, top, kSumStride);
+    _tile_loadd(1, top + kTileCols, kSumStride);
+    if constexpr (kRowTiles == 2) {
+      _tile_loadd(2, bottom, kSumStride);
+      _tile_loadd(3, bottom + kTileCols, kSumStride);
+    }
+  }
+  for (int64_t k = begin; k < end; k += kTileDepth) {
+    const char* w =
+        static_cast<const char*>(p.panel) + k * kPanelCols * 2 + col * 4;
+    _tile_loadd(6, w, kPanelPairStride);
+    _tile_loadd(7, w + 64, kPanelPairStride);
+    if constexpr (kRest) AddTiles<kRowTiles>(x_rest + k, p.x_stride);
+    AddTiles<kRowTiles>(x + k, p.x_stride);
+  }
+  _tile_stored(0, top, kSumStride);
+  _tile_stored(1, top + kTileCols, kSumStride);
+  if constexpr (kRowTiles == 2) {
+    _tile_stored(2, bottom, kSumStride);
+    _tile_stored(3, bottom + kTileCols, kSumStride);
+  }
+}
+
+// For many rows: the weights of kDepthBlock depths and two column tiles stay in
+// the first cache while all rows pass.
 template <bool kRest>
 OVERFILL_AMX_TARGET void MultiplyManyRows(const PanelProduct& p) {
   const int64_t depth = RoundUp(p.depth, kPanelDepth);
-  int64_t begin = 0;
-  do {
-    const int64_t end = std::min(begin + kDepthBlock, depth);
-    for (int64_t row = 0; row < p.rows; row += 2 * kTileRows) {
-      const int64_t rows = std::min(p.rows - row, 2 * kTileRows);
-      if (rows > kTileRows) {
-        MultiplyTwoTiles<kRest>(p, row, rows, begin, end);
-      } else {
-        MultiplyOneTile<kRest>(p, row, rows, begin, end);
+  const int64_t rows = RoundUp(p.rows, kTileRows);
+  ConfigureTiles(kTileRows, kTileRows, kTileRows, kTileRows);
+  RowSums sums;
+  for (int64_t col = 0; col < p.cols; col += 2 * kTileCols) {
+    for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
+      const int64_t end = std::min(begin + kDepthBlock, depth);
+      int64_t row = 0;
+      for (; row + 2 * kTileRows <= rows; row += 2 * kTileRows) {
+        AddBlock<2, kRest>(p, row, col, begin, end, sums);
       }
+      if (row < rows) AddBlock<1, kRest>(p, row, col, begin, end, sums);
     }
-    begin = end;
-  } while (begin < depth);
+  }
+  Store(p, 0, p.rows, sums.at);
 }
 
 template <bool kRest>
