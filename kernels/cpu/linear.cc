@@ -131,41 +131,63 @@ int64_t ConvertGrain(int64_t stride) {
   return std::max<int64_t>(1, kElements / stride);
 }
 
-// A row of so many bf16, a multiple of a cache line's 32, made an odd number of
-// lines long: else a tile's rows compete for a few sets of the first cache.
-int64_t OddLines(int64_t stride) {
-  static_assert(kPanelDepth * 2 == 64);
-  return stride / kPanelDepth % 2 == 0 ? stride + kPanelDepth : stride;
-}
+// Columns [begin, begin + size) of a row in bf16, in one half or two.
+struct ConvertedPart {
+  static constexpr int64_t kCols = 256;
+  static_assert(kCols % kPanelDepth == 0);
+  uint16_t high[kCols];
+  uint16_t low[kCols];
+
+  // What lies behind the row's end becomes zeros.
+  void Convert(const float* row, int64_t depth, int64_t begin, bool exact) {
+    const int64_t size = std::clamp<int64_t>(depth - begin, 0, kCols);
+    if (exact) {
+      SplitToBF16(row + begin, size, high, low);
+      std::fill(low + size, low + kCols, uint16_t{0});
+    } else {
+      RoundToBF16(row + begin, size, high);
+    }
+    std::fill(high + size, high + kCols, uint16_t{0});
+  }
+};
 
 // The input of bf16 products: rows padded with zeros, in two halves for few
-// rows.
-void ConvertInput(CpuStream& stream, Matrix x, PanelProduct& product) {
+// rows. `in_tiles`: as MultiplyPanelAmx reads it.
+void ConvertInput(CpuStream& stream, Matrix x, bool in_tiles,
+                  PanelProduct& product) {
   const int64_t depth = x.cols;
-  const int64_t stride = OddLines(RoundUp(depth, kPanelDepth));
+  const int64_t padded = RoundUp(depth, kPanelDepth);
   const bool exact = x.rows <= kMaxExactRows;
   const int64_t rows = RoundUp(x.rows, kRowsTogether);
   uint16_t* high = stream.Scratch<uint16_t>(ScratchUse::kActivations,
-                                            (exact ? 2 : 1) * rows * stride);
-  uint16_t* low = high + rows * stride;
-  stream.ParallelFor(x.rows, ConvertGrain(stride),
+                                            (exact ? 2 : 1) * rows * padded);
+  uint16_t* low = high + rows * padded;
+  // Between a row's pieces of kPanelDepth, and where the first one is.
+  const int64_t step = in_tiles ? kRowsTogether * kPanelDepth : kPanelDepth;
+  const auto first = [&](int64_t row) {
+    return in_tiles ? row / kRowsTogether * kRowsTogether * padded +
+                          row % kRowsTogether * kPanelDepth
+                    : row * padded;
+  };
+  const auto convert = [&](int64_t row) {
+    ConvertedPart part;
+    for (int64_t begin = 0; begin < padded; begin += ConvertedPart::kCols) {
+      part.Convert(x.f32() + row * x.stride, depth, begin, exact);
+      const int64_t end = std::min(padded, begin + ConvertedPart::kCols);
+      for (int64_t k = begin; k < end; k += kPanelDepth) {
+        const int64_t to = first(row) + k / kPanelDepth * step;
+        std::copy_n(part.high + k - begin, kPanelDepth, high + to);
+        if (exact) std::copy_n(part.low + k - begin, kPanelDepth, low + to);
+      }
+    }
+  };
+  stream.ParallelFor(x.rows, ConvertGrain(padded),
                      [&](int64_t begin, int64_t end, int /*thread*/) {
-                       for (int64_t row = begin; row < end; ++row) {
-                         const float* from = x.f32() + row * x.stride;
-                         uint16_t* to = high + row * stride;
-                         uint16_t* rest = low + row * stride;
-                         if (exact) {
-                           SplitToBF16(from, depth, to, rest);
-                           std::fill(rest + depth, rest + stride, uint16_t{0});
-                         } else {
-                           RoundToBF16(from, depth, to);
-                         }
-                         std::fill(to + depth, to + stride, uint16_t{0});
-                       }
+                       for (int64_t row = begin; row < end; ++row) convert(row);
                      });
   product.x = high;
   product.x_rest = exact ? low : nullptr;
-  product.x_stride = stride;
+  product.x_stride = padded;
 }
 
 // The input of int8 products.
@@ -234,7 +256,7 @@ void MultiplyInTiles(CpuStream& stream, const CpuLinearWeight& weight,
     const int64_t cached =
         part.rows > 2 * kRowsTogether ? kCachedDepth : all.depth;
     for (int64_t k = 0; k < all.depth; k += cached) {
-      const int64_t at = row * all.x_stride + k;
+      const int64_t at = row * all.x_stride + k * kRowsTogether;
       part.x = static_cast<const uint16_t*>(all.x) + at;
       part.x_rest = all.x_rest == nullptr ? nullptr : all.x_rest + at;
       part.depth = std::min(all.depth - k, cached);
@@ -275,10 +297,9 @@ void MultiplyLinear(CpuStream& stream, ProductPath path, Matrix x,
   all.out_stride = out.stride;
   all.accumulate = accumulate;
   const bool dot = path != ProductPath::kAvx2;
-  if (dot) ConvertInput(stream, x, all);
-  if (path == ProductPath::kAmx && x.rows >= kMinTileRows) {
-    return MultiplyInTiles(stream, weight, out, all);
-  }
+  const bool in_tiles = path == ProductPath::kAmx && x.rows >= kMinTileRows;
+  if (dot) ConvertInput(stream, x, in_tiles, all);
+  if (in_tiles) return MultiplyInTiles(stream, weight, out, all);
   const auto multiply = dot                              ? MultiplyPanelBF16Dot
                         : weight.dtype() == DType::kBF16 ? MultiplyPanelBF16
                                                          : MultiplyPanelF32;

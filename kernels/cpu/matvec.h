@@ -38,9 +38,10 @@ void MultiplyPanelBF16(const PanelProduct& product);
 // bf16 x with rows padded with zeros to kPanelDepth, bf16 weights. Needs
 // AVX-512 BF16.
 void MultiplyPanelBF16Dot(const PanelProduct& product);
-// The same for up to kMaxPanelRows rows; reads x up to a whole number of
-// kRowsTogether rows, what the others hold being of no matter. Needs AMX BF16,
-// and the process's permission to use tiles.
+// The same for up to kMaxPanelRows rows, with x and x_rest in tiles:
+// [rows / kRowsTogether][x_stride / kPanelDepth][kRowsTogether][kPanelDepth].
+// Reads a whole number of kRowsTogether rows; what the others hold is of no
+// matter. Needs AMX BF16, and the process's permission to use tiles.
 inline constexpr int64_t kMaxPanelRows = 256;
 inline constexpr int64_t kRowsTogether = 16;
 void MultiplyPanelAmx(const PanelProduct& product);

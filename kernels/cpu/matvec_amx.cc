@@ -19,7 +19,8 @@ namespace overfill {
 namespace {
 
 constexpr int64_t kTileDepth = 32;
-static_assert(kPanelDepth % kTileDepth == 0);
+static_assert(kPanelDepth == kTileDepth && kRowsTogether == kTileRows);
+constexpr int64_t kRowBytes = kTileDepth * 2;  // of a tile of the input
 static_assert(kPanelCols == 4 * kTileCols);
 constexpr int64_t kPanelPairStride = kPanelCols * 4;        // bytes
 constexpr int64_t kSumStride = kPanelCols * sizeof(float);  // bytes
@@ -71,10 +72,10 @@ __attribute__((always_inline)) OVERFILL_AMX_TARGET inline void PrefetchQuarter(
 template <bool kRest>
 OVERFILL_AMX_TARGET inline void AddOneTile(const uint16_t* x,
                                            const uint16_t* x_rest,
-                                           int64_t x_bytes, const char* w) {
+                                           const char* w) {
   const char* next = w + kTileDepth * kPanelCols * 2;
-  _tile_loadd(4, x, x_bytes);
-  if constexpr (kRest) _tile_loadd(5, x_rest, x_bytes);
+  _tile_loadd(4, x, kRowBytes);
+  if constexpr (kRest) _tile_loadd(5, x_rest, kRowBytes);
   PrefetchQuarter(next, 0);
   _tile_loadd(6, w, kPanelPairStride);
   if constexpr (kRest) _tile_dpbf16ps(0, 5, 6);
@@ -101,16 +102,16 @@ OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
   const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
   const uint16_t* x_rest = kRest ? p.x_rest + row * p.x_stride : nullptr;
   const char* panel = static_cast<const char*>(p.panel);
-  const int64_t x_bytes = p.x_stride * 2;
   const int64_t middle = RoundUp(depth / 2, kTileDepth);
   ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
+  const auto add = [&](int64_t k) OVERFILL_AMX_TARGET {
+    AddOneTile<kRest>(x + k * kTileRows, x_rest + k * kTileRows,
+                      panel + k * kPanelCols * 2);
+  };
   for (int64_t k = 0; k < middle; k += kTileDepth) {
-    AddOneTile<kRest>(x + k, x_rest + k, x_bytes, panel + k * kPanelCols * 2);
-    const int64_t other = k + middle;
-    if (other >= depth) continue;
-    AddOneTile<kRest>(x + other, x_rest + other, x_bytes,
-                      panel + other * kPanelCols * 2);
+    add(k);
+    if (k + middle < depth) add(k + middle);
   }
   alignas(64) float sums[kTileRows][kPanelCols];
   _tile_stored(0, &sums[0][0], kSumStride);
@@ -139,11 +140,11 @@ struct RowSums {
 // are in 6 and 7.
 template <int kRowTiles>
 OVERFILL_AMX_TARGET inline void AddTiles(const uint16_t* x, int64_t x_stride) {
-  _tile_loadd(4, x, x_stride * 2);
+  _tile_loadd(4, x, kRowBytes);
   _tile_dpbf16ps(0, 4, 6);
   _tile_dpbf16ps(1, 4, 7);
   if constexpr (kRowTiles == 2) {
-    _tile_loadd(5, x + kTileRows * x_stride, x_stride * 2);
+    _tile_loadd(5, x + kTileRows * x_stride, kRowBytes);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
@@ -174,8 +175,10 @@ OVERFILL_AMX_TARGET inline void AddBlock(const PanelProduct& p, int64_t row,
         static_cast<const char*>(p.panel) + k * kPanelCols * 2 + col * 4;
     _tile_loadd(6, w, kPanelPairStride);
     _tile_loadd(7, w + 64, kPanelPairStride);
-    if constexpr (kRest) AddTiles<kRowTiles>(x_rest + k, p.x_stride);
-    AddTiles<kRowTiles>(x + k, p.x_stride);
+    if constexpr (kRest) {
+      AddTiles<kRowTiles>(x_rest + k * kTileRows, p.x_stride);
+    }
+    AddTiles<kRowTiles>(x + k * kTileRows, p.x_stride);
   }
   _tile_stored(0, top, kSumStride);
   _tile_stored(1, top + kTileCols, kSumStride);
