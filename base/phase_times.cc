@@ -21,9 +21,9 @@ void PhaseTimes::EndPhase(absl::string_view name, absl::Time now) {
 std::string PhaseTimes::ToString() const {
   std::string text;
   for (const auto& [name, time] : phases_) {
-    absl::StrAppend(&text, text.empty() ? "" : ", ", name, " ",
-                    absl::FormatDuration(
-                        absl::Trunc(time, absl::Milliseconds(1))));
+    absl::StrAppend(
+        &text, text.empty() ? "" : ", ", name, " ",
+        absl::FormatDuration(absl::Trunc(time, absl::Milliseconds(1))));
   }
   return text;
 }

@@ -210,7 +210,8 @@ void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
   LogInfo(absl::StrCat(
       "loaded ", info.full().name(), " and ", info.pruned().name(), " in ",
       absl::FormatDuration(absl::Trunc(times.total(), absl::Milliseconds(1))),
-      " (", times.ToString(), "), KV map ", info.kv_map(), ", pair digest ", info.pair_digest()));
+      " (", times.ToString(), "), KV map ", info.kv_map(), ", pair digest ",
+      info.pair_digest()));
   const auto describe = [](const KvStore& store) {
     return absl::StrCat(store.num_blocks(), " blocks of ",
                         store.layout().block_tokens, " tokens, ",

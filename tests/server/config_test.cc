@@ -240,9 +240,24 @@ TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
 }
 
 TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
-  for (const char* flag : {"--prefill_device=cpu", "--decode_device=cpu",
-                           "--tls_cert=x", "--weights=int8"}) {
+  for (const char* flag :
+       {"--prefill_device=cpu", "--decode_device=cpu", "--tls_cert=x"}) {
     EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
+  }
+}
+
+TEST(ConfigTest, EachModelMayHaveItsOwnWeights) {
+  const auto plain = ParseWithModels({"--weights=int8"});
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(plain->weights, DType::kInt8);
+  EXPECT_FALSE(plain->prefill_weights || plain->decode_weights);
+  const auto mixed = ParseWithModels({"--decode_weights=int8"});
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ(mixed->weights, DType::kBF16);
+  EXPECT_EQ(mixed->prefill_weights, std::nullopt);
+  EXPECT_EQ(mixed->decode_weights, DType::kInt8);
+  for (const char* flag : {"--weights=f16", "--prefill_weights=int4"}) {
+    EXPECT_THAT(ErrorOf({flag}), HasSubstr("must be bf16, f32 or int8"));
   }
 }
 
