@@ -2,9 +2,10 @@
 
   machine    what the machine can read and multiply
   decode     steps of 1 to 32 sequences, in bf16 and in int8, against llama.cpp
+  memory     how much of the machine's read rate a step of one sequence takes,
+             also with AVX2 alone
   prefill    prompts of the full model, against llama.cpp
   request    512 + 256 tokens, two-stage against llama.cpp's full model
-  avx2       a step of one sequence with AVX2 alone
   invariant  what --batch_invariant costs
   server     16 streams through the server against the engine's own steps, and
              running streams' gaps while prompts of 512 tokens arrive
@@ -17,6 +18,7 @@ Parts that are run one by one (--only) are joined in the one JSON file.
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import secrets
@@ -39,11 +41,22 @@ HEAD = """# CPU speed
 
 Written by `./dev bench cpu`; see `benchmarks/cpu.py` for what each part does.
 The models are random weights of the shapes 2048/8192 (full) and 1126/4505
-(pruned), 16 layers, 32 heads of 64, 8 KV heads, vocabulary 128256. llama.cpp
-runs the pruned shape padded to 1152/4608 and, in bf16, also exact; the faster
-of the two counts, with its flash attention on or off, whichever is faster.
-Ratios above 1 say that ours is faster: each is the median over pairs of runs
-that take turns, `low` and `high` hold the true median with 95 %.
+(pruned), 16 layers, 32 heads of 64, 8 KV heads, vocabulary 128256.
+
+`ratio` compares with llama.cpp as the npm package node-llama-cpp ships it:
+above 1 ours is faster. It is the median over pairs of runs that take turns;
+`_low` and `_high` hold the true median with 95 %. llama.cpp runs the pruned
+shape padded to 1152/4608 and, in bf16, also exact, and the faster counts; in
+Q8_0 only the padded one, which has 4 % more weights. Its decode steps are
+without sampling, ours with it; its whole requests are with sampling, by the
+package's own way. `request.int8` has int8 weights in our decode pool only, and
+stands against llama.cpp's full model in bf16. Flash attention is on or off,
+whichever is faster for its decode steps.
+
+`read_share` is the weights' and KV's bytes without padding, by the time of a
+step and the best rate that any read kernel, or llama.cpp, reached beside it.
+`product_share` is against the best of our own products, `machine.product`.
+`cost` is the time with `--batch_invariant` by the time without it.
 """
 DECODE_CONTEXT = 128
 WIDE = ["--max_batch=32", "--max_tokens=256"]
@@ -80,6 +93,15 @@ class Bench:
             "--max-tokens", str(tokens), "--flash-attention",
             flash_attention or self.flash_attention])
 
+    def decode_files(self) -> Dict[str, pathlib.Path]:
+        """llama.cpp's pruned models."""
+        if not self.has_peer:
+            return {}
+        gguf = self.models.gguf
+        return {"padded": gguf("pruned", "bf16", True),
+                "exact": gguf("pruned", "bf16", False),
+                "q8_0": gguf("pruned", "q8_0", True)}
+
     def add_ratio(self, name: str, ratio: Estimate) -> None:
         self.report.add(f"{name}", ratio.median, "ratio")
         self.report.add(f"{name}_low", ratio.low, "ratio")
@@ -103,8 +125,10 @@ def machine(bench: Bench) -> None:
             report.add(f"machine.read ({kernel})", rate / 1e9, "GB/s")
         report.add("machine.read", max(rates.values()) / 1e9, "GB/s")
         best = 0.0
-        for rows, inside, out in ((512, 1024, 1024), (512, 2048, 2048),
-                                  (512, 2048, 8192), (1024, 1024, 4096)):
+        shapes = ((512, 1024, 1024), (512, 2048, 2048), (512, 2048, 8192),
+                  (1024, 1024, 4096))
+        for rows, inside, out in ([(64, 128, 128)] if bench.models.is_tiny
+                                  else shapes):
             seconds = min(ours.seconds(op="product", rows=rows, out=out,
                                        **{"in": inside}) for _ in range(20))
             best = max(best, 2.0 * rows * inside * out / seconds)
@@ -159,20 +183,44 @@ def compare_decode(bench: Bench, ours: Player, theirs: List[Tuple[Player, str]],
     return mine
 
 
-def read_share(bench: Bench, info: Dict[str, float], model: str, batch: int,
+def read_share(bench: Bench, info: Dict[str, float], dtype: str,
                seconds: float, rate: float) -> float:
-    """Of the read rate, what a step took of weights and KV."""
-    kv_bytes = batch * (DECODE_CONTEXT + 8) * info["kv_token_bytes"]
-    return (info["weight_bytes"][model] + kv_bytes) / seconds / rate
+    """Of the read rate, what a step of one sequence took of weights and KV."""
+    weight_bytes = bench.models.decode_bytes("pruned", dtype)
+    kv_bytes = (DECODE_CONTEXT + 8) * info["kv_token_bytes"]
+    return (weight_bytes + kv_bytes) / seconds / rate
+
+
+def memory(bench: Bench) -> None:
+    """The yardstick beside what it measures; llama.cpp reads, too."""
+    files = bench.decode_files()
+    with contextlib.ExitStack() as stack:
+        (ours,) = stack.enter_context(playing(
+            bench.engine({"bf16": "pruned", "int8": "pruned,int8"}, WIDE)))
+        (few,) = stack.enter_context(playing(
+            bench.engine({"avx2": "pruned"}, [*WIDE, "--cpu_isa=avx2"])))
+        theirs = stack.enter_context(playing(
+            *([bench.peer(files, 1, 256)] if files else [])))
+        info = ours.ask(op="info")
+        shares: Dict[str, List[float]] = {"bf16": [], "int8": [], "avx2": []}
+        for _ in range(bench.pairs):
+            rate = max(measure_read_rate(bench, ours).values())
+            for name, file in files.items():
+                rate = max(rate, file.stat().st_size /
+                           step_seconds(theirs[0], name, 1, 12)())
+            for name, values in shares.items():
+                player = few if name == "avx2" else ours
+                values.append(read_share(
+                    bench, info, "bf16" if name == "avx2" else name,
+                    step_seconds(player, name, 1, 12)(), rate))
+        for name, values in shares.items():
+            bench.add_ratio(f"memory.batch1.{name}.read_share",
+                            estimate(values))
 
 
 def decode(bench: Bench) -> None:
-    report, models = bench.report, bench.models
-    files: Dict[str, pathlib.Path] = {}
-    if bench.has_peer:
-        files = {"padded": models.gguf("pruned", "bf16", True),
-                 "exact": models.gguf("pruned", "bf16", False),
-                 "q8_0": models.gguf("pruned", "q8_0", True)}
+    report, files = bench.report, bench.decode_files()
+    if files:
         choose_flash_attention(bench, files)
     with contextlib.ExitStack() as stack:
         (ours,) = stack.enter_context(playing(
@@ -183,7 +231,6 @@ def decode(bench: Bench) -> None:
                 playing(bench.peer(files, 32, 256)))
             report.add("decode.llama_cpp_backend",
                        theirs.ready.get("backend"), "")
-        info = ours.ask(op="info")
         for batch in (1, 4, 8, 16, 32):
             for dtype, names in (("bf16", ("padded", "exact")),
                                  ("int8", ("q8_0",))):
@@ -196,21 +243,6 @@ def decode(bench: Bench) -> None:
                                   bench.pairs)
             bench.add_ratio(f"decode.batch{batch}.int8_against_bf16",
                             ratios(bf16, int8))
-        # The yardstick beside what it measures; llama.cpp reads, too.
-        shares: Dict[str, List[float]] = {"bf16": [], "int8": []}
-        for _ in range(bench.pairs):
-            rate = max(measure_read_rate(bench, ours).values())
-            if theirs:
-                rate = max(rate, *(
-                    files[name].stat().st_size /
-                    step_seconds(theirs, name, 1, 12)()
-                    for name in ("padded", "exact", "q8_0")))
-            for dtype, values in shares.items():
-                seconds = step_seconds(ours, dtype, 1, 12)()
-                values.append(read_share(bench, info, dtype, 1, seconds, rate))
-        for dtype, values in shares.items():
-            bench.add_ratio(f"decode.batch1.{dtype}.read_share",
-                            estimate(values))
 
 
 def prefill(bench: Bench) -> None:
@@ -233,11 +265,11 @@ def prefill(bench: Bench) -> None:
                                       tokens=tokens)
 
             mine()  # not counted: the first touch of everything
-            pairs = max(bench.pairs, 1)
             if theirs is None:
-                seconds = [mine() for _ in range(pairs)]
+                seconds = [mine() for _ in range(bench.pairs)]
             else:
-                seconds, peers = in_turns(mine, others, pairs)
+                others()
+                seconds, peers = in_turns(mine, others, bench.pairs)
                 report.add(f"prefill.{tokens}.llama_cpp",
                            tokens / estimate(peers).median, "tokens/s")
                 bench.add_ratio(f"prefill.{tokens}.ratio",
@@ -255,49 +287,34 @@ def prefill(bench: Bench) -> None:
 
 
 def request(bench: Bench) -> None:
+    """Each run of llama.cpp's stands against both of ours beside it."""
     report = bench.report
+    dtypes = ("bf16", "int8")
     with contextlib.ExitStack() as stack:
         (ours,) = stack.enter_context(playing(bench.engine(
             {"full": "full", "bf16": "pruned", "int8": "pruned,int8"}, LONG)))
-        theirs = None
+        turns: Dict[str, Callable[[], float]] = {
+            dtype: functools.partial(
+                ours.seconds, op="request", model="full", decode_model=dtype,
+                prompt=512, answer=256)
+            for dtype in dtypes}
         if bench.has_peer:
             file = bench.models.gguf("full", "bf16", False)
             (theirs,) = stack.enter_context(
                 playing(bench.peer({"full": file}, 1, 1024)))
-        for dtype in ("bf16", "int8"):
-            def mine() -> float:
-                return ours.seconds(op="request", model="full",
-                                    decode_model=dtype, prompt=512, answer=256)
-
-            def others() -> float:
-                assert theirs is not None
-                return theirs.seconds(op="request", model="full", prompt=512,
-                                      answer=256)
-
-            if theirs is None:
-                seconds = [mine() for _ in range(bench.pairs)]
-            else:
-                seconds, peers = in_turns(mine, others, bench.pairs)
-                report.add(f"request.{dtype}.llama_cpp",
-                           estimate(peers).median, "s")
-                bench.add_ratio(f"request.{dtype}.ratio",
-                                ratios(peers, seconds))
-            report.add(f"request.{dtype}", estimate(seconds).median, "s")
-
-
-def avx2(bench: Bench) -> None:
-    with playing(bench.engine({"bf16": "pruned"},
-                              [*WIDE, "--cpu_isa=avx2"])) as (ours,):
-        info = ours.ask(op="info")
-        values, seconds = [], []
-        for _ in range(bench.pairs):
-            rate = max(measure_read_rate(bench, ours).values())
-            seconds.append(step_seconds(ours, "bf16", 1, 12)())
-            values.append(
-                read_share(bench, info, "bf16", 1, seconds[-1], rate))
-        bench.report.add("avx2.batch1", 1 / estimate(seconds).median,
-                         "tokens/s")
-        bench.add_ratio("avx2.batch1.read_share", estimate(values))
+            turns["llama_cpp"] = functools.partial(
+                theirs.seconds, op="request", model="full", prompt=512,
+                answer=256)
+        seconds: Dict[str, List[float]] = {name: [] for name in turns}
+        for pair in range(bench.pairs):
+            names = list(turns)
+            for name in names if pair % 2 == 0 else reversed(names):
+                seconds[name].append(turns[name]())
+        for name, values in seconds.items():
+            report.add(f"request.{name}", estimate(values).median, "s")
+        for dtype in dtypes if bench.has_peer else ():
+            bench.add_ratio(f"request.{dtype}.ratio",
+                            ratios(seconds["llama_cpp"], seconds[dtype]))
 
 
 def invariant(bench: Bench) -> None:
@@ -336,8 +353,8 @@ def quality(bench: Bench) -> None:
 
 
 PARTS: Dict[str, Callable[[Bench], None]] = {
-    "machine": machine, "decode": decode, "prefill": prefill,
-    "request": request, "avx2": avx2, "invariant": invariant,
+    "machine": machine, "decode": decode, "memory": memory,
+    "prefill": prefill, "request": request, "invariant": invariant,
     "server": server, "quality": quality}
 
 

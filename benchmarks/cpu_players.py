@@ -112,6 +112,13 @@ class Models:
         attention = heads * common["head_dim"] * hidden
         return common["layers"] * (attention + 3 * hidden * inner)
 
+    def decode_bytes(self, name: str, dtype: str) -> float:
+        """Of the weights that a step reads, the head's included."""
+        hidden, _ = self.shapes[name]
+        weights = self.parameters(name) + self.common["vocab"] * hidden
+        # int8 has a scale of 16 bits for each 64.
+        return weights * (2 if dtype == "bf16" else 1 + 2 / 64)
+
     def config(self, name: str) -> pathlib.Path:
         """A directory with the config.json of one of our models."""
         hidden, inner = self.shapes[name]

@@ -121,16 +121,16 @@ class SmallRunTest(unittest.TestCase):
             subprocess.run(
                 [sys.executable, "-B", str(ROOT / "benchmarks" / "cpu.py"),
                  "--tiny", "--quick", "--pairs=1", "--without_peer",
-                 "--only", "machine", "decode", "prefill", "request", "avx2",
+                 "--only", "machine", "decode", "prefill", "request", "memory",
                  "invariant", f"--build={build}", f"--json={path}"],
                 check=True, stdout=subprocess.DEVNULL)
             written = json.loads(path.read_text(encoding="utf-8"))
             rows = {row["metric"]: row for row in written["results"]}
             text = path.with_suffix(".md").read_text(encoding="utf-8")
         for name in ("machine.read", "machine.product", "decode.batch32.bf16",
-                     "decode.batch1.int8", "decode.batch1.int8.read_share",
+                     "decode.batch1.int8", "memory.batch1.int8.read_share",
                      "decode.batch8.int8_against_bf16", "prefill.2048",
-                     "request.int8", "avx2.batch1.read_share",
+                     "request.int8", "memory.batch1.avx2.read_share",
                      "invariant.batch8.bf16.cost"):
             self.assertGreater(rows[name]["value"], 0, name)
             self.assertIn(f"| {name} |", text)

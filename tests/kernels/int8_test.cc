@@ -152,6 +152,11 @@ TEST_P(Int8Test, SizesThatFitNothing) {
   }
 }
 
+TEST_P(Int8Test, ManyRows) {
+  CheckWhole(257, 2080, 70, true, true);
+  CheckWhole(300, 130, 300, false, false);
+}
+
 TEST_P(Int8Test, RandomSizes) {
   for (int i = 0; i < 40; ++i) {
     CheckWhole(Uniform(1, 80), Uniform(1, 400), Uniform(1, 300),

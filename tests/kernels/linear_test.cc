@@ -119,6 +119,15 @@ TEST_P(LinearTest, OddWidthsOfPrunedModels) {
   }
 }
 
+TEST_P(LinearTest, MoreRowsAndDepthsThanOneBlockHolds) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int64_t rows : {64, 65, 257, 300, 515}) {
+      Check(rows, 2080, {70}, dtype, DType::kBF16, true, true, true);
+      Check(rows, 4505, {31}, dtype, DType::kBF16, true, false, true);
+    }
+  }
+}
+
 TEST_P(LinearTest, StacksAndConverts) {
   for (const DType file_dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
