@@ -1,5 +1,8 @@
 #include "server/model_info.h"
 
+#include <string>
+
+#include "absl/strings/str_cat.h"
 #include "engine/model_config.h"
 
 namespace overfill {
@@ -54,12 +57,16 @@ v1::GetModelInfoResponse MakeModelInfo(const Pair& pair,
 }
 
 InfoLabels ModelInfoLabels(const v1::GetModelInfoResponse& info) {
+  std::string weights = info.full().weights();
+  if (weights != info.pruned().weights()) {
+    absl::StrAppend(&weights, ",", info.pruned().weights());
+  }
   return {{"full", info.full().name()},
           {"pruned", info.pruned().name()},
           {"architecture", info.full().architecture()},
           {"pair_digest", info.pair_digest()},
           {"kv_map", info.kv_map()},
-          {"weights", info.full().weights()},
+          {"weights", weights},
           {"device", info.full().device()}};
 }
 

@@ -26,9 +26,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F32 = hn::ScalableTag<float>;
 using VF = hn::Vec<F32>;
 
-#if HWY_TARGET == HWY_SCALAR
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
 
-// The fallback that no device runs.
+// The fallbacks that no device runs.
 void AttendRowImpl(const AttentionTile&) { std::abort(); }
 
 #else
@@ -38,9 +38,12 @@ constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
 #endif
-static_assert(kMaxRowQueries <= kLanes);
-// Vectors of a value's elements that are in registers at once.
-constexpr int kValueVectors = 4;
+static_assert(kMaxRowQueries <= kLanes && kLanes == HWY_LANES(float));
+// Vectors of a value's elements that have sums in registers at once.
+template <int kQueries>
+constexpr int ValueVectors() {
+  return std::clamp(kLanes / kQueries, 1, 4);
+}
 HWY_INLINE VF LoadElements(const float* at) { return hn::LoadU(F32(), at); }
 HWY_INLINE VF LoadElements(const uint16_t* at) {
   const F32 d;
@@ -266,9 +269,9 @@ void AttendRowOf(const AttentionTile& t) {
     ScoreRow<T, kQueries>(t, piece, work);
     UpdateRowSoftmax<kQueries>(piece.count, work);
     int32_t at = 0;
-    for (; at + kValueVectors * kLanes <= t.head_dim;
-         at += kValueVectors * kLanes) {
-      AddRowValues<T, kQueries, kValueVectors>(t, piece, pieces[now], at, work);
+    constexpr int kVectors = ValueVectors<kQueries>();
+    for (; at + kVectors * kLanes <= t.head_dim; at += kVectors * kLanes) {
+      AddRowValues<T, kQueries, kVectors>(t, piece, pieces[now], at, work);
     }
     for (; at < t.head_dim; at += kLanes) {
       AddRowValues<T, kQueries, 1>(t, piece, pieces[now], at, work);
@@ -293,7 +296,7 @@ void AttendRowImpl(const AttentionTile& t) {
   }
 }
 
-#endif  // HWY_TARGET == HWY_SCALAR
+#endif  // a fallback
 
 }  // namespace HWY_NAMESPACE
 }  // namespace overfill

@@ -75,6 +75,12 @@ class CpuStream : public Stream {
     team_.ParallelFor(num_items, grain, fn);
     if (!begun_) team_.Release();
   }
+  template <typename Fn>
+  void ParallelRanges(int64_t num_items, const Fn& fn) {
+    if (!begun_) team_.Acquire(priority_);
+    team_.ParallelRanges(num_items, fn);
+    if (!begun_) team_.Release();
+  }
   // Uninitialized memory for `count` T, 64-byte aligned, valid until the next
   // call with this use. Grows and never shrinks, so that a steady load
   // allocates nothing.

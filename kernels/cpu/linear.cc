@@ -225,20 +225,19 @@ void ForEachPanel(CpuStream& stream, const CpuLinearWeight& weight, Matrix out,
                   const Product& all, const Multiply& multiply,
                   int64_t panel_offset_bytes = 0) {
   using Panel = decltype(all.panel);
-  stream.ParallelFor(
-      weight.num_panels(), 1, [&](int64_t begin, int64_t end, int /*thread*/) {
-        for (int64_t panel = begin; panel < end; ++panel) {
-          Product part = all;
-          part.panel =
-              static_cast<Panel>(weight.panel(panel, panel_offset_bytes));
-          part.cols = weight.panel_cols(panel);
-          part.out = out.f32() + panel * kPanelCols;
-          if (weight.bias() != nullptr && panel_offset_bytes == 0) {
-            part.bias = weight.bias() + panel * kPanelCols;
-          }
-          multiply(part);
-        }
-      });
+  stream.ParallelRanges(weight.num_panels(), [&](int64_t begin, int64_t end,
+                                                 int /*thread*/) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      Product part = all;
+      part.panel = static_cast<Panel>(weight.panel(panel, panel_offset_bytes));
+      part.cols = weight.panel_cols(panel);
+      part.out = out.f32() + panel * kPanelCols;
+      if (weight.bias() != nullptr && panel_offset_bytes == 0) {
+        part.bias = weight.bias() + panel * kPanelCols;
+      }
+      multiply(part);
+    }
+  });
 }
 
 // Of a product of many rows, what the second cache holds of the input: all
@@ -267,6 +266,9 @@ void MultiplyInTiles(CpuStream& stream, const CpuLinearWeight& weight,
   }
 }
 
+// The same of an int8 product's input, which has two bytes for each element.
+constexpr int64_t kCachedInt8Rows = 128;
+
 void MultiplyInt8(CpuStream& stream, ProductPath path, Matrix x,
                   const CpuLinearWeight& weight, Matrix out, bool accumulate) {
   Int8Product all;
@@ -278,7 +280,17 @@ void MultiplyInt8(CpuStream& stream, ProductPath path, Matrix x,
   const auto multiply = in_tiles                     ? MultiplyPanelInt8Amx
                         : path != ProductPath::kAvx2 ? MultiplyPanelInt8Vnni
                                                      : MultiplyPanelInt8Avx2;
-  ForEachPanel(stream, weight, out, all, multiply);
+  for (int64_t row = 0; row < all.rows; row += kCachedInt8Rows) {
+    Int8Product part = all;
+    part.rows = std::min(all.rows - row, kCachedInt8Rows);
+    part.x_high += row * all.num_groups * kGroupDepth;
+    part.x_low += row * all.num_groups * kGroupDepth;
+    part.x_scales += row * all.num_groups;
+    part.x_sums += row * all.num_groups;
+    Matrix part_out = out;
+    part_out.data = out.f32() + row * out.stride;
+    ForEachPanel(stream, weight, part_out, part, multiply);
+  }
 }
 
 }  // namespace

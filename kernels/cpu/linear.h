@@ -53,7 +53,7 @@ class CpuLinearWeight : public LinearWeight {
 
 // What a product's instructions are.
 enum class ProductPath {
-  // AVX2, or AVX-512 where f32 is multiplied: bf16 weights are widened to f32.
+  // AVX2, or AVX-512 where f32 is multiplied; bf16 weights are widened to f32.
   // A
   // row's result does not depend on the others.
   kAvx2,

@@ -11,8 +11,8 @@ inline constexpr int64_t kPanelCols = 64;
 // In bf16 a panel's depth K is padded with zeros to a multiple of this.
 inline constexpr int64_t kPanelDepth = 32;
 
-// out[r, c] (+)= sum_k x[r, k] w[k, c] + bias[c] for c < cols. Each element is
-// summed over k in one fixed order, whatever `rows` is.
+// out[r, c] (+)= sum_k x[r, k] w[k, c] + bias[c] for c < cols. Where x is f32,
+// each element is summed over k in one fixed order, whatever `rows` is.
 struct PanelProduct {
   const void* x = nullptr;  // [rows, x_stride], f32 or bf16
   // For bf16 x: the bf16 of what x's rounding left over, [rows, x_stride]; or

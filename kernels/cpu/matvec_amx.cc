@@ -106,7 +106,8 @@ OVERFILL_AMX_TARGET void MultiplyOneTile(const PanelProduct& p, int64_t row,
   ConfigureTiles(rows, rows, rows, rows);
   ZeroSums();
   const auto add = [&](int64_t k) OVERFILL_AMX_TARGET {
-    AddOneTile<kRest>(x + k * kTileRows, x_rest + k * kTileRows,
+    AddOneTile<kRest>(x + k * kTileRows,
+                      kRest ? x_rest + k * kTileRows : nullptr,
                       panel + k * kPanelCols * 2);
   };
   for (int64_t k = 0; k < middle; k += kTileDepth) {

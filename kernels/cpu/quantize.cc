@@ -96,7 +96,7 @@ HWY_INLINE bool HasValues(float largest, float* scale) {
 
 void QuantizeInputImpl(const float* x, int64_t depth, int8_t* high, int8_t* low,
                        float* scales, int32_t* sums) {
-  ForEachGroup(x, depth, [&](int64_t group, const float* from) {
+  ForEachGroup(x, depth, [&](int64_t group, const float* from) HWY_ATTR {
     const int64_t at = group * kGroupDepth;
     const float largest = LargestMagnitude(from);
     if (!HasValues(largest, &scales[group])) {
@@ -113,7 +113,7 @@ void QuantizeInputImpl(const float* x, int64_t depth, int8_t* high, int8_t* low,
 
 void QuantizeWeightsImpl(const float* w, int64_t depth, int8_t* q,
                          uint16_t* scales) {
-  ForEachGroup(w, depth, [&](int64_t group, const float* from) {
+  ForEachGroup(w, depth, [&](int64_t group, const float* from) HWY_ATTR {
     int8_t* to = q + group * kGroupDepth;
     const float largest = LargestMagnitude(from);
     float scale;

@@ -19,9 +19,6 @@ bool IsOpen(uint64_t word) { return Generation(word) % 2 == 1; }
 constexpr std::chrono::microseconds kSpin(100);
 constexpr int kPausesPerLook = 32;
 
-// A range is this share of what a thread would get of what is left.
-constexpr int64_t kParts = 4;
-
 void Pause() { __builtin_ia32_pause(); }
 
 }  // namespace
@@ -119,7 +116,8 @@ void ThreadTeam::WaitUntilGranted(Waiter* self) {
   while (!self->granted) self->granted_cv.Wait(&mutex_);
 }
 
-void ThreadTeam::Run(int64_t num_items, int64_t grain, Task task) {
+void ThreadTeam::Run(int64_t num_items, int64_t grain, int64_t parts,
+                     Task task) {
   if (num_items <= 0) return;
   grain = std::max<int64_t>(grain, 1);
   if (workers_.empty() || num_items <= grain) {
@@ -131,6 +129,7 @@ void ThreadTeam::Run(int64_t num_items, int64_t grain, Task task) {
   task_ = task;
   num_items_ = num_items;
   grain_ = grain;
+  parts_ = parts;
   next_item_.store(0, std::memory_order_relaxed);
   // Sequentially consistent against a worker that goes to sleep: either it
   // sees the open word, or this thread sees it sleeping.
@@ -156,11 +155,12 @@ void ThreadTeam::Run(int64_t num_items, int64_t grain, Task task) {
 void ThreadTeam::RunRanges(int thread) {
   const int64_t num_items = num_items_;
   const int64_t grain = grain_;
-  const int64_t parts = kParts * num_threads();
+  const int64_t parts = parts_;
   int64_t begin = next_item_.load(std::memory_order_relaxed);
   while (begin < num_items) {
     const int64_t left = num_items - begin;
-    const int64_t end = begin + std::min(left, std::max(grain, left / parts));
+    const int64_t size = parts == 0 ? grain : std::max(grain, left / parts);
+    const int64_t end = begin + std::min(left, size);
     if (!next_item_.compare_exchange_weak(begin, end,
                                           std::memory_order_relaxed)) {
       continue;

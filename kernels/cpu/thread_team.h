@@ -37,20 +37,20 @@ class ThreadTeam {
   void Yield();
 
   // By the owner: calls fn(begin, end, thread) for ranges that cover
-  // [0, num_items) once each, on all threads at once; 0 <= thread <
-  // num_threads(), each value one thread. Ranges are long at first, since what
-  // lies together in memory comes faster, and at most `grain` items at the end,
-  // which evens out the threads. Returns when all are done. Runs on the owner
-  // alone when one range covers it. Allocates nothing. fn must not call back
-  // into the team.
+  // [0, num_items) once each, at most `grain` items a range, on all threads at
+  // once; 0 <= thread < num_threads(), each value one thread. Returns when all
+  // are done. Runs on the owner alone where there are at most `grain` items.
+  // Allocates nothing. fn must not call back into the team.
   template <typename Fn>
   void ParallelFor(int64_t num_items, int64_t grain, const Fn& fn) {
-    static_assert(std::is_invocable_v<const Fn&, int64_t, int64_t, int>);
-    Run(num_items, grain,
-        {[](const void* context, int64_t begin, int64_t end, int thread) {
-           (*static_cast<const Fn*>(context))(begin, end, thread);
-         },
-         &fn});
+    Run(num_items, grain, /*parts=*/0, TaskOf(fn));
+  }
+  // The same for items that cost alike and lie together in memory, which comes
+  // faster in long ranges: those are long at first, and single items at the
+  // end, which evens out the threads.
+  template <typename Fn>
+  void ParallelRanges(int64_t num_items, const Fn& fn) {
+    Run(num_items, /*grain=*/1, kRangesPerThread * num_threads(), TaskOf(fn));
   }
 
  private:
@@ -74,8 +74,20 @@ class ThreadTeam {
   };
 
   static constexpr int kMaxHighTurns = 8;
+  // A long range is this part of what a thread would get of what is left.
+  static constexpr int kRangesPerThread = 4;
 
-  void Run(int64_t num_items, int64_t grain, Task task);
+  template <typename Fn>
+  static Task TaskOf(const Fn& fn) {
+    static_assert(std::is_invocable_v<const Fn&, int64_t, int64_t, int>);
+    return {[](const void* context, int64_t begin, int64_t end, int thread) {
+              (*static_cast<const Fn*>(context))(begin, end, thread);
+            },
+            &fn};
+  }
+
+  // `parts`: a range is at least that part of what is left; 0: of no matter.
+  void Run(int64_t num_items, int64_t grain, int64_t parts, Task task);
   void RunRanges(int thread);
   void WorkerLoop(int thread);
   // The next job's word (open, not `last_word`'s), or 0 when the team stops.
@@ -90,6 +102,7 @@ class ThreadTeam {
   Task task_ = {nullptr, nullptr};
   int64_t num_items_ = 0;
   int64_t grain_ = 1;
+  int64_t parts_ = 0;
   alignas(64) std::atomic<int64_t> next_item_{0};
   // generation << 16 | number of workers inside. An odd generation is a job
   // that may be joined; closing it makes the generation even. A worker joins

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import cpu  # noqa: E402
 import cpu_players as players  # noqa: E402
 
 
@@ -54,6 +56,45 @@ class EstimateTest(unittest.TestCase):
         self.assertEqual((first, second), ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0]))
         self.assertEqual(players.ratios(second, first).median,
                          statistics.median([2 / 1, 3 / 4, 6 / 5]))
+
+
+class ComparisonTest(unittest.TestCase):
+    """The faster of llama.cpp's models counts, and above 1 ours is faster."""
+
+    class Fixed:
+        def __init__(self, seconds):
+            self.by_model = seconds
+
+        def seconds(self, **command):
+            return self.by_model[command["model"]]
+
+    class Rows(dict):
+        def add(self, metric, value, unit):
+            self[metric] = value
+
+    def test_decode(self):
+        rows = self.Rows()
+        bench = mock.Mock(report=rows, pairs=7)
+        bench.add_ratio = (
+            lambda name, ratio: rows.add(name, ratio.median, "ratio"))
+        theirs = self.Fixed({"padded": 0.3, "exact": 0.2})
+        cpu.compare_decode(bench, self.Fixed({"bf16": 0.1}),
+                           [(theirs, "padded"), (theirs, "exact")], "bf16", 4)
+        self.assertAlmostEqual(rows["decode.batch4.bf16.ratio"], 2)
+        self.assertAlmostEqual(rows["decode.batch4.bf16"], 40)
+        self.assertAlmostEqual(rows["decode.batch4.bf16.llama_cpp_exact"], 20)
+
+    def test_share_of_the_read_rate(self):
+        models = players.Models(pathlib.Path("unused"))
+        bench = mock.Mock(models=models)
+        # 0.48 billion weights and 136 tokens of KV of 1,000 bytes.
+        weights = models.decode_bytes("pruned", "bf16")
+        self.assertEqual(weights, 2 * (
+            16 * ((32 + 8 + 8 + 32) * 64 * 1126 + 3 * 1126 * 4505) +
+            128256 * 1126))
+        share = cpu.read_share(bench, {"kv_token_bytes": 1000}, "bf16", 0.5,
+                               4 * (weights + 136000))
+        self.assertAlmostEqual(share, 0.5)
 
 
 class PlayerTest(unittest.TestCase):

@@ -328,6 +328,20 @@ class FullQueueTest(harness.ServerCase):
             call.cancel()
 
 
+class Int8DecodeTest(harness.ServerCase):
+    flags = ["--decode_weights=int8"]
+
+    def test_answers_and_says_so(self):
+        events = list(self.stub.Generate(self.request(max_tokens=20)))
+        self.assertEqual(events[-1].completion.usage.completion_tokens, 20)
+        info = self.stub.GetModelInfo(pb2.GetModelInfoRequest())
+        self.assertEqual(info.full.weights, "bf16")
+        self.assertEqual(info.pruned.weights, "int8")
+        series = [s for s in self.server.metrics()
+                  if s.startswith("overfill_model_info")]
+        self.assertIn('weights="bf16,int8"', series[0])
+
+
 class AboutTest(harness.ServerCase):
 
     def test_model_info(self):

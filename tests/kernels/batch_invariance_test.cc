@@ -21,7 +21,7 @@ class BatchInvarianceTest : public BackendTest {
 };
 
 TEST_P(BatchInvarianceTest, AProductsRowIsTheSameAmongAnyNumber) {
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kInt8}) {
     for (const int64_t in : {1, 63, 1689, 2048, 4505, 8171}) {
       const int64_t out = Uniform(1, 150);
       const OwnedTensor tensor({out, in}, DType::kF32, Normals(out * in));

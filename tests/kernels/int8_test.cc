@@ -272,7 +272,8 @@ TEST(CpuInt8Kernels, GiveTheSameBits) {
   if (!HasAvx512Vnni()) GTEST_SKIP() << "no AVX-512 VNNI";
   for (int trial = 0; trial < 50; ++trial) {
     const auto rows = static_cast<int64_t>(random() % 40 + 1);
-    const auto groups = static_cast<int64_t>(random() % 5 + 1);
+    const auto groups = static_cast<int64_t>(random() % 20 + 1);
+    const auto cols = static_cast<int64_t>(random() % kPanelCols + 1);
     std::vector<Int8Group> panel(groups);
     for (Int8Group& group : panel) {
       for (uint16_t& scale : group.scales) {
@@ -283,8 +284,9 @@ TEST(CpuInt8Kernels, GiveTheSameBits) {
         q[i] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
       }
     }
-    std::vector<float> input(rows * groups * kGroupDepth);
+    std::vector<float> input(rows * groups * kGroupDepth), bias(cols);
     std::normal_distribution<float> normal;
+    for (float& value : bias) value = normal(random);
     for (float& value : input) value = normal(random);
     std::vector<int8_t> high(input.size()), low(input.size());
     std::vector<float> scales(rows * groups);
@@ -308,6 +310,8 @@ TEST(CpuInt8Kernels, GiveTheSameBits) {
       product.num_groups = groups;
       product.out = out.data();
       product.out_stride = kPanelCols;
+      product.cols = cols;
+      product.bias = trial % 3 == 0 ? bias.data() : nullptr;
       product.accumulate = trial % 2 == 0;
       multiply(product);
       return out;
