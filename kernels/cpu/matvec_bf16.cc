@@ -64,6 +64,27 @@ constexpr int kStreams = 2;
 constexpr int64_t kPrefetchBytes = 1024;
 static_assert(kPanelDepth % (2 * kStreams) == 0);
 
+// Writes the rows' sums over all streams; sums s * kRows + r are row r's.
+template <int kRows, int kSums>
+OVERFILL_BF16_TARGET inline void StoreStreams(
+    const PanelProduct& p,
+    const __m512 (&acc)[kStreams][kSums * kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    __m512 total[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      total[v] = _mm512_setzero_ps();
+#pragma GCC unroll 16
+      for (int s = 0; s < kStreams * kSums; ++s) {
+        total[v] =
+            _mm512_add_ps(total[v], acc[s / kSums][s % kSums * kRows + r][v]);
+      }
+    }
+    StoreRow(p, r, /*first=*/true, total);
+  }
+}
+
 // All of the depth, in kStreams parts.
 template <int kRows, bool kRest>
 OVERFILL_BF16_TARGET void StreamRows(const PanelProduct& p) {
@@ -105,21 +126,7 @@ OVERFILL_BF16_TARGET void StreamRows(const PanelProduct& p) {
       }
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    __m512 sum[kVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      sum[v] = acc[0][r][v];
-      if constexpr (kSums == 2) sum[v] = _mm512_add_ps(sum[v], acc[0][1][v]);
-#pragma GCC unroll 16
-      for (int s = 1; s < kStreams; ++s) {
-        sum[v] = _mm512_add_ps(sum[v], acc[s][r][v]);
-        if constexpr (kSums == 2) sum[v] = _mm512_add_ps(sum[v], acc[s][1][v]);
-      }
-    }
-    StoreRow(p, r, true, sum);
-  }
+  StoreStreams<kRows, kSums>(p, acc);
 }
 
 template <int kRows, bool kRest>
