@@ -176,8 +176,8 @@ void ConvertInput(CpuStream& stream, Matrix x, bool in_tiles,
       const int64_t end = std::min(padded, begin + ConvertedPart::kCols);
       for (int64_t k = begin; k < end; k += kPanelDepth) {
         const int64_t to = first(row) + k / kPanelDepth * step;
-        std::copy_n(part.high + k - begin, kPanelDepth, high + to);
-        if (exact) std::copy_n(part.low + k - begin, kPanelDepth, low + to);
+        std::copy_n(part.high + (k - begin), kPanelDepth, high + to);
+        if (exact) std::copy_n(part.low + (k - begin), kPanelDepth, low + to);
       }
     }
   };
