@@ -75,6 +75,8 @@ def check_tree(root: pathlib.Path) -> List[str]:
     folders = LAYERS + tuple(MAY_INCLUDE) + ("tests",)
     for folder in folders:
         for path in sorted((root / folder).rglob("*")):
+            if "node_modules" in path.parts:
+                continue  # not ours
             if path.suffix in (".h", ".cc", ".cu", ".cuh"):
                 found += check_file(
                     root, pathlib.PurePosixPath(path.relative_to(root)))
