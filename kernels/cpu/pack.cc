@@ -168,8 +168,8 @@ void UnpackColumn(DType dtype, const void* panel, int64_t col, int64_t depth,
     const auto* groups = static_cast<const Int8Group*>(panel);
     for (int64_t k = 0; k < depth; ++k) {
       const Int8Group& group = groups[k / kGroupDepth];
-      const auto q =
-          static_cast<float>(group.q[k % kGroupDepth / 4][col][k % 4]);
+      const int64_t quad = k % kGroupDepth / 4;
+      const auto q = static_cast<float>(group.q[quad][col][k % 4]);
       out[k] = FloatFromBFloat16(group.scales[col]) * q;
     }
   }
