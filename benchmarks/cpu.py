@@ -379,20 +379,12 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report("cpu", HEAD, args.json)
-    failed = False
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, args.models or pathlib.Path(scratch), report)
-        for part, measure in PARTS.items():
-            if part not in args.only:
-                continue
-            report.begin(part)
-            try:
-                measure(bench)
-            except Exception as error:  # one part's failure leaves the others
-                report.fail(part, f"{type(error).__name__}: {error}")
-                failed = True
-            report.write()
-    return 1 if failed else 0
+        is_whole = report.run({
+            part: functools.partial(measure, bench)
+            for part, measure in PARTS.items() if part in args.only})
+    return 0 if is_whole else 1
 
 
 if __name__ == "__main__":

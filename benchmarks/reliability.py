@@ -12,6 +12,7 @@ Parts that are run one by one (--only) are joined in the one JSON file.
 """
 
 import argparse
+import functools
 import pathlib
 import secrets
 import signal
@@ -85,17 +86,9 @@ def main() -> int:
     # So that servers are stopped; the soak has its own way to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report("reliability", HEAD, args.json)
-    failed = False
-    for part in PARTS:
-        if part not in args.only:
-            continue
-        report.begin(part)
-        try:
-            PARTS[part](args, report)
-        except Exception as error:  # one part's failure leaves the others
-            report.fail(part, f"{type(error).__name__}: {error}")
-            failed = True
-        report.write()
+    failed = not report.run({
+        part: functools.partial(measure, args, report)
+        for part, measure in PARTS.items() if part in args.only})
     if args.check:
         # Sanitizers keep what is freed, and small runs are short.
         besides = ("soak.minutes", "soak.rss_change") if args.small else ()

@@ -23,7 +23,8 @@ OVERLOAD_FLAGS = ["--kv_cache_bytes=300000000", "--swap_bytes=0",
 PROMPT_TOKENS = 48
 ANSWER_TOKENS = 16
 CLOSED_STREAMS = 24
-SWEEP = (0.5, 0.75, 1.0, 1.25)  # of the rate that a closed loop completes
+# Of the rate that a closed loop completes; beyond the peak, so that it is one.
+SWEEP = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 OVERLOAD = 10
 RSS_SECONDS = 0.5
 
@@ -149,8 +150,8 @@ def report_refusals(found: Sequence[Due], report: Report) -> None:
 
 async def _overload(server: Server, quick: bool, rng: random.Random,
                     report: Report) -> None:
-    seconds = 20.0 if quick else 90.0
-    flood_seconds = 30.0 if quick else 180.0
+    seconds = 15.0 if quick else 45.0
+    flood_seconds = 30.0 if quick else 120.0
     async with load.channel_of(server) as channel:
         stub = load.pb2_grpc.InferenceStub(channel)
         _, peak = await measured(

@@ -4,7 +4,7 @@ import datetime
 import json
 import pathlib
 import sys
-from typing import Any, Collection, Dict, List
+from typing import Any, Callable, Collection, Dict, List, Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,6 +54,20 @@ class Report:
             if metric.startswith(part + ".") and metric not in self.rows:
                 self.reasons[metric] = reason
         print(f"{part}: not measured: {reason}", flush=True)
+
+    def run(self, parts: Mapping[str, Callable[[], None]]) -> bool:
+        """Each part for itself: one's failure leaves the others. Whether all
+        came to their end; written after each."""
+        is_whole = True
+        for part, measure in parts.items():
+            self.begin(part)
+            try:
+                measure()
+            except Exception as error:
+                self.fail(part, f"{type(error).__name__}: {error}")
+                is_whole = False
+            self.write()
+        return is_whole
 
     def add(self, metric: str, value: Any, unit: str) -> None:
         row = {"metric": metric, "value": value, "unit": unit,

@@ -101,7 +101,7 @@ class PairLoader {
     RETURN_IF_ERROR(OpenCheckpoint(full_));
     if (!pair_->is_one_model_) RETURN_IF_ERROR(OpenCheckpoint(pruned_));
     RETURN_IF_ERROR(LoadMap());
-    EndPhase("configs and tokenizers");
+    EndPhase("configs, tokenizers and KV map");
     RETURN_IF_ERROR(LoadModel(full_, pair_->full_));
     if (!pair_->is_one_model_) {
       RETURN_IF_ERROR(LoadModel(pruned_, pair_->pruned_));
