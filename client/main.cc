@@ -16,14 +16,12 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "client/connection.h"
 #include "client/options.h"
 #include "client/printer.h"
 #include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
-#include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
-#include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
 #include "overfill/v1/inference.grpc.pb.h"
 
 namespace overfill {
@@ -81,16 +79,15 @@ std::string ReadInput() {
           std::istreambuf_iterator<char>()};
 }
 
-int Generate(const ClientOptions& options, const v1::GenerateRequest& request) {
+int Generate(const ClientOptions& options, const Connection& connection,
+             const v1::GenerateRequest& request) {
   grpc::ClientContext context;
   if (options.timeout > absl::ZeroDuration()) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
   }
   // Before the channel: its threads are to have the signals blocked too.
   Interrupter interrupter(&context);
-  const auto channel =
-      grpc::CreateChannel(options.target, grpc::InsecureChannelCredentials());
-  const auto stub = v1::Inference::NewStub(channel);
+  const auto stub = v1::Inference::NewStub(connection.NewChannel());
   const absl::Time begin = absl::Now();
   std::optional<absl::Duration> first_token;
   std::vector<v1::Completion> completions;
@@ -137,9 +134,13 @@ int Main(const std::vector<std::string>& args) {
     Print(std::string("overfill-client ") + ClientVersion() + "\n");
     return 0;
   }
+  const auto connection = Connection::Create(options->connection);
+  if (!connection.ok()) {
+    return Fail(kExitBadFlags, std::string(connection.status().message()));
+  }
   v1::GenerateRequest request = options->request;
   request.set_text(options->prompt == "-" ? ReadInput() : options->prompt);
-  return Generate(*options, request);
+  return Generate(*options, *connection, request);
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ void AddSamplingFlags(FlagSet& flags, v1::GenerateRequest& request) {
 
 void AddFlags(FlagSet& flags, ClientOptions& options) {
   v1::GenerateRequest& request = options.request;
-  flags.AddString("target", "HOST:PORT", "the server", &options.target);
+  AddConnectionFlags(flags, &options.connection);
   v1::Limits* limits = request.mutable_limits();
   flags.Add("max_tokens", "N",
             "longest answer; default: what the context has left",

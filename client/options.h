@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/connection.h"
 #include "overfill/v1/inference.pb.h"
 
 namespace overfill {
@@ -14,7 +15,7 @@ namespace overfill {
 struct ClientOptions {
   enum class Action { kGenerate, kHelp, kVersion };
   Action action = Action::kGenerate;
-  std::string target = "127.0.0.1:50051";
+  ConnectionOptions connection;
   v1::GenerateRequest request;                    // all but the prompt
   std::string prompt;                             // "-": standard input
   absl::Duration timeout = absl::ZeroDuration();  // 0: none

@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -18,10 +19,6 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 constexpr std::pair<const char*, const char*> kNotYet[] = {
     {"prefill_device", "not supported yet; --device holds both models"},
     {"decode_device", "not supported yet; --device holds both models"},
-    {"tls_cert", "not supported yet"},
-    {"tls_key", "not supported yet"},
-    {"tls_client_ca", "not supported yet"},
-    {"auth_tokens", "not supported yet"},
 };
 
 absl::Status Invalid(absl::string_view message) {
@@ -101,14 +98,18 @@ void AddDeviceFlags(FlagSet& flags, ServerConfig& config) {
                 &config.batch_invariant);
 }
 
-FlagSet::Setter HostPortSetter(HostPort* target, bool* enabled) {
+FlagSet::Setter RequiredHostPort(HostPort* target) {
   return [=](absl::string_view text) -> absl::Status {
-    if (enabled != nullptr) {
-      *enabled = !text.empty();
-      if (text.empty()) return absl::OkStatus();
-    }
     ASSIGN_OR_RETURN(*target, ParseHostPort(text));
     return absl::OkStatus();
+  };
+}
+
+// Empty switches it off.
+FlagSet::Setter OptionalHostPort(HostPort* target, bool* enabled) {
+  return [=](absl::string_view text) -> absl::Status {
+    *enabled = !text.empty();
+    return text.empty() ? absl::OkStatus() : RequiredHostPort(target)(text);
   };
 }
 
@@ -163,11 +164,11 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
   flags.Add(
       "listen", "HOST:PORT",
       absl::StrCat("address of the gRPC API (", config.listen.ToString(), ")"),
-      HostPortSetter(&config.listen, nullptr));
+      RequiredHostPort(&config.listen));
   flags.Add("metrics_listen", "HOST:PORT",
             absl::StrCat("address of GET /metrics, IPv4; empty: none (",
                          config.metrics_listen.ToString(), ")"),
-            HostPortSetter(&config.metrics_listen, &config.metrics_enabled));
+            OptionalHostPort(&config.metrics_listen, &config.metrics_enabled));
   flags.AddInt("kv_cache_bytes",
                "memory of the KV stores; 0: a share of the device's", 0,
                kMaxInt64, &config.kv_cache_bytes);
@@ -201,6 +202,14 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
                  1 << 20, &config.max_open_streams);
   flags.AddInt32("tokenizer_threads", "threads that tokenize large prompts", 1,
                  256, &config.tokenizer_threads);
+  flags.Add("health_listen", "HOST:PORT",
+            "plaintext address of grpc.health.v1 alone, for probes; absent: "
+            "none",
+            OptionalHostPort(&config.health_listen, &config.health_enabled));
+  AddDuration(flags, "drain_delay",
+              "how long requests are still taken after SIGTERM, while health "
+              "says NOT_SERVING",
+              absl::ZeroDuration(), &config.drain_delay);
   flags.AddDuration("drain_timeout", "how long streams may go on after SIGTERM",
                     &config.drain_timeout);
   AddDuration(flags, "stuck_step_timeout",
@@ -209,13 +218,79 @@ void AddServingFlags(FlagSet& flags, ServerConfig& config) {
               absl::ZeroDuration(), &config.stuck_step_timeout);
 }
 
+void AddSecurityFlags(FlagSet& flags, ServerConfig& config) {
+  flags.AddString("tls_cert", "FILE",
+                  "the server's certificate and its issuers', PEM; absent: "
+                  "plaintext",
+                  &config.tls_cert);
+  flags.AddString("tls_key", "FILE", "the certificate's key, PEM",
+                  &config.tls_key);
+  flags.AddString("tls_client_ca", "FILE",
+                  "clients must show a certificate of this CA, PEM; absent: "
+                  "they need none",
+                  &config.tls_client_ca);
+  flags.AddString("auth_tokens", "FILE",
+                  "tenants and the hashes of their tokens, JSON; absent: "
+                  "everyone may call",
+                  &config.auth_tokens);
+  AddDuration(flags, "tls_refresh",
+              "how often certificates and tokens are looked at for changes",
+              absl::Seconds(1), &config.tls_refresh);
+  flags.AddBool("allow_plaintext",
+                "without TLS, listen on other than loopback addresses, too",
+                &config.allow_plaintext);
+  AddDuration(flags, "max_connection_age",
+              "after it a connection takes no new calls; 0: never",
+              absl::ZeroDuration(), &config.max_connection_age);
+  AddDuration(flags, "max_connection_age_grace",
+              "how long the calls of such a connection may go on",
+              absl::ZeroDuration(), &config.max_connection_age_grace);
+  flags.AddInt32("max_connection_streams", "open calls of one connection", 1,
+                 1 << 20, &config.max_connection_streams);
+}
+
+void AddLogFlags(FlagSet& flags, ServerConfig& config) {
+  flags.Add("log_format", "text|json", "form of a line of the log (text)",
+            [&config](absl::string_view text) {
+              if (text != "text" && text != "json") {
+                return Invalid("must be text or json");
+              }
+              config.log_format =
+                  text == "json" ? LogFormat::kJson : LogFormat::kText;
+              return absl::OkStatus();
+            });
+  flags.AddBool("log_requests",
+                "a line for each request that ended; =false: none (true)",
+                &config.log_requests);
+  flags.AddBool("log_prompts", "prompts in those lines, too",
+                &config.log_prompts);
+}
+
 void AddFlags(FlagSet& flags, ServerConfig& config) {
   AddModelFlags(flags, config);
   AddDeviceFlags(flags, config);
   AddServingFlags(flags, config);
   AddQueueFlags(flags, config);
+  AddSecurityFlags(flags, config);
+  AddLogFlags(flags, config);
   for (const auto& [name, reason] : kNotYet) flags.Refuse(name, reason);
   flags.ReadFileAndEnvironment("OVERFILL");
+}
+
+absl::Status CheckSecurity(const ServerConfig& config) {
+  if (config.tls_cert.empty() != config.tls_key.empty()) {
+    return Invalid("--tls_cert and --tls_key: one needs the other");
+  }
+  if (!config.tls_cert.empty()) return absl::OkStatus();
+  if (!config.tls_client_ca.empty()) {
+    return Invalid("--tls_client_ca: needs --tls_cert and --tls_key");
+  }
+  if (!config.listen.is_loopback() && !config.allow_plaintext) {
+    return Invalid(absl::StrCat(
+        "--listen: other machines reach ", config.listen.ToString(),
+        "; give --tls_cert and --tls_key, or --allow_plaintext"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -244,6 +319,10 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
     return bad;
   }
   return result;
+}
+
+bool HostPort::is_loopback() const {
+  return host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
 }
 
 std::string ServerHelp() {
@@ -283,6 +362,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(
   if (result.config.decode_model.empty()) {
     return Invalid("--decode_model: needed; see --help");
   }
+  RETURN_IF_ERROR(CheckSecurity(result.config));
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/flags.h"
+#include "base/log.h"
 #include "engine/pair.h"
 #include "kernels/tensor.h"
 
@@ -20,6 +21,8 @@ struct HostPort {
   std::string host;
   int32_t port = 0;  // 0: one that is free
   std::string ToString() const;
+  // Only this machine reaches it. False where a name is not known to be so.
+  bool is_loopback() const;
 };
 absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 
@@ -39,6 +42,22 @@ struct ServerConfig {
   HostPort listen = {"127.0.0.1", 50051};
   HostPort metrics_listen = {"127.0.0.1", 9464};
   bool metrics_enabled = true;
+  HostPort health_listen;
+  bool health_enabled = false;
+
+  std::string tls_cert;  // empty: plaintext
+  std::string tls_key;
+  std::string tls_client_ca;  // empty: clients need no certificate
+  absl::Duration tls_refresh = absl::Seconds(10);
+  bool allow_plaintext = false;
+  std::string auth_tokens;  // empty: everyone may call
+  absl::Duration max_connection_age = absl::ZeroDuration();  // 0: for ever
+  absl::Duration max_connection_age_grace = absl::Minutes(5);
+  int32_t max_connection_streams = 1024;
+
+  LogFormat log_format = LogFormat::kText;
+  bool log_requests = true;
+  bool log_prompts = false;
 
   int64_t kv_cache_bytes = 0;  // 0: a share of the device's memory
   int64_t swap_bytes = -1;     // -1: automatic, 0: none
@@ -61,6 +80,7 @@ struct ServerConfig {
   bool prefix_cache = true;
   int32_t max_open_streams = 1024;
   int32_t tokenizer_threads = 1;
+  absl::Duration drain_delay = absl::ZeroDuration();
   absl::Duration drain_timeout = absl::Seconds(30);
   absl::Duration stuck_step_timeout = absl::Seconds(60);
 };

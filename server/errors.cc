@@ -22,11 +22,14 @@ void Attach(const google::protobuf::Message& detail, absl::Status* status) {
   status->SetPayload(TypeUrl(detail), absl::Cord(detail.SerializeAsString()));
 }
 
-// The codes that the API documents. INVALID_ARGUMENT counts only where a field
-// is named: without one it is a layer below that found a fault of ours.
+// The codes that the API documents. Those that speak of what a client sent
+// count only where a field is named: without one it is a layer below that found
+// a fault of ours.
 bool IsForClients(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kPermissionDenied:
       return status
           .GetPayload(TypeUrl(google::rpc::BadRequest::default_instance()))
           .has_value();
@@ -34,6 +37,7 @@ bool IsForClients(const absl::Status& status) {
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kDeadlineExceeded:
     case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnauthenticated:
     case absl::StatusCode::kUnavailable:
       return true;
     default:
@@ -75,11 +79,10 @@ void Violations::Add(std::string field, std::string description) {
   violations_.emplace_back(std::move(field), std::move(description));
 }
 
-absl::Status Violations::ToStatus() const {
+absl::Status Violations::ToStatus(absl::StatusCode code) const {
   if (empty()) return absl::OkStatus();
   const auto& [field, description] = violations_.front();
-  absl::Status status =
-      absl::InvalidArgumentError(absl::StrCat(field, ": ", description));
+  absl::Status status(code, absl::StrCat(field, ": ", description));
   google::rpc::BadRequest details;
   for (const auto& [f, d] : violations_) {
     auto* violation = details.add_field_violations();
@@ -90,10 +93,21 @@ absl::Status Violations::ToStatus() const {
   return status;
 }
 
-absl::Status FieldError(std::string field, std::string description) {
+absl::Status FieldError(std::string field, std::string description,
+                        absl::StatusCode code) {
   Violations violations;
   violations.Add(std::move(field), std::move(description));
-  return violations.ToStatus();
+  return violations.ToStatus(code);
+}
+
+absl::Status QuotaError(absl::string_view message, absl::string_view limit) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  google::rpc::QuotaFailure details;
+  auto* violation = details.add_violations();
+  violation->set_subject(std::string(limit));
+  violation->set_description(std::string(message));
+  Attach(details, &status);
+  return status;
 }
 
 absl::Status RefusedStatus(const absl::Status& status,
@@ -136,17 +150,22 @@ absl::Status EndedStatus(const Terminal& terminal) {
   return result;
 }
 
+grpc::StatusCode ToGrpcCode(const absl::Status& status) {
+  if (status.ok()) return grpc::StatusCode::OK;
+  return IsForClients(status) ? static_cast<grpc::StatusCode>(status.code())
+                              : grpc::StatusCode::INTERNAL;
+}
+
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   google::rpc::Status details;
+  details.set_code(ToGrpcCode(status));
   if (IsForClients(status)) {
-    details.set_code(static_cast<int>(status.code()));
     details.set_message(std::string(status.message()));
   } else {
     LogError(absl::StrCat(
         "a request failed: ", absl::StatusCodeToString(status.code()), ": ",
         status.message()));
-    details.set_code(static_cast<int>(absl::StatusCode::kInternal));
     details.set_message("internal error");
   }
   status.ForEachPayload(

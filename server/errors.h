@@ -29,16 +29,23 @@ class Violations {
   // False when more would be dropped anyway.
   bool wants_more() const { return violations_.size() < kMaxKept; }
 
-  // OK when there are none; else INVALID_ARGUMENT whose message is the first
-  // one, with all of them as a google.rpc.BadRequest.
-  absl::Status ToStatus() const;
+  // OK when there are none; else an error whose message is the first one, with
+  // all of them as a google.rpc.BadRequest.
+  absl::Status ToStatus(
+      absl::StatusCode code = absl::StatusCode::kInvalidArgument) const;
 
  private:
   std::vector<std::pair<std::string, std::string>> violations_;
 };
 
 // The same for one field.
-absl::Status FieldError(std::string field, std::string description);
+absl::Status FieldError(
+    std::string field, std::string description,
+    absl::StatusCode code = absl::StatusCode::kInvalidArgument);
+
+// RESOURCE_EXHAUSTED for a limit of the caller's own, with a
+// google.rpc.QuotaFailure whose subject is `limit`, a short constant.
+absl::Status QuotaError(absl::string_view message, absl::string_view limit);
 
 // A status that Scheduler::Submit refused with, fit for a client:
 // RESOURCE_EXHAUSTED comes with a google.rpc.RetryInfo of `retry_after`, at
@@ -51,6 +58,9 @@ absl::Status RefusedStatus(const absl::Status& status,
 absl::Status EndedStatus(const Terminal& terminal);
 
 v1::Completion MakeCompletion(const Completion& completion);
+
+// The code that a client sees.
+grpc::StatusCode ToGrpcCode(const absl::Status& status);
 
 // With the details. Only what is meant for clients passes: a code that stands
 // for a fault of our own becomes a bare INTERNAL, and the log gets the rest.

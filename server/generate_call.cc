@@ -52,10 +52,15 @@ void GenerateCall::Submit(Request request) {
   auto queue = std::make_shared<EventQueue>(
       kMaxPendingBytes,
       [pump = parts_.pump, call = shared_from_this()] { pump->Queue(call); });
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt_ids.size());
   {
     MutexLock lock(&mu_);
     if (finished_) return;
     queue_ = queue;
+    record_.request_id = request.request_id;
+    record_.path = request.path;
+    record_.priority = request.priority;
+    record_.n = request.n;
   }
   const auto uid =
       parts_.scheduler->Submit(std::move(request), std::move(queue));
@@ -70,6 +75,7 @@ void GenerateCall::Submit(Request request) {
   {
     MutexLock lock(&mu_);
     uid_ = *uid;
+    if (place_ != nullptr) place_->Charge(prompt_tokens);
     headers_sent_ = true;
     cancelled = cancelled_;
   }
@@ -77,24 +83,62 @@ void GenerateCall::Submit(Request request) {
   Pump();
 }
 
-void GenerateCall::Refuse(const absl::Status& status, const char* reason) {
+void GenerateCall::SetCaller(RequestLogEntry record,
+                             std::unique_ptr<QuotaPlace> place) {
+  MutexLock lock(&mu_);
+  record_ = std::move(record);
+  if (!finished_) place_ = std::move(place);
+}
+
+void GenerateCall::SetPrompt(std::string prompt) {
+  MutexLock lock(&mu_);
+  record_.prompt = std::move(prompt);
+}
+
+void GenerateCall::Refuse(const absl::Status& status, const char* reason,
+                          std::optional<std::chrono::nanoseconds> retry_after) {
   if (!BeginEnd()) return;
   parts_.observer->OnReject(reason);
-  EndRefused(status);
+  EndRefused(status, reason, retry_after);
 }
 
 void GenerateCall::RefuseQuietly(const absl::Status& status) {
-  if (BeginEnd()) EndRefused(status);
+  if (BeginEnd()) EndRefused(status, /*reason=*/"", std::nullopt);
 }
 
-void GenerateCall::EndRefused(const absl::Status& status) {
-  EndCall(ToGrpcStatus(RefusedStatus(status, parts_.scheduler->RetryAfter())));
+void GenerateCall::EndRefused(
+    const absl::Status& status, absl::string_view reason,
+    std::optional<std::chrono::nanoseconds> retry_after) {
+  if (parts_.log != nullptr) parts_.log->Refused(record(), status, reason);
+  const auto delay =
+      retry_after ? *retry_after : parts_.scheduler->RetryAfter();
+  if (status.code() == absl::StatusCode::kResourceExhausted) {
+    SetRetryPushback(std::chrono::ceil<std::chrono::milliseconds>(delay));
+  }
+  EndCall(ToGrpcStatus(RefusedStatus(status, delay)));
+}
+
+void GenerateCall::EndAdmitted(const Terminal& terminal) {
+  if (parts_.log != nullptr) parts_.log->Ended(record(), terminal);
+  EndCall(terminal.status.ok() ? grpc::Status::OK
+                               : ToGrpcStatus(EndedStatus(terminal)));
+}
+
+// What the client sees next may be the end, after which it may come again.
+void GenerateCall::MarkFinished() {
+  finished_ = true;
+  place_.reset();
+}
+
+RequestLogEntry GenerateCall::record() const {
+  MutexLock lock(&mu_);
+  return record_;
 }
 
 bool GenerateCall::BeginEnd() {
   MutexLock lock(&mu_);
   if (finished_) return false;
-  finished_ = true;
+  MarkFinished();
   queue_.reset();
   return true;
 }
@@ -108,19 +152,27 @@ void GenerateCall::Cancel(absl::Status status) {
     uid = uid_;
     // Where Submit is under way, it cancels as soon as it has a uid.
     if (queue_ != nullptr && !uid) return;
-    finished_ = queue_ == nullptr;
+    if (queue_ == nullptr) MarkFinished();
   }
   if (uid) {
     parts_.scheduler->Cancel(*uid, std::move(status));
   } else {
-    parts_.observer->OnReject(CancelReason(status));
-    EndCall(ToGrpcStatus(status));
+    const char* const reason = CancelReason(status);
+    parts_.observer->OnReject(reason);
+    EndRefused(status, reason, std::nullopt);
   }
 }
 
 bool GenerateCall::is_over() const {
   MutexLock lock(&mu_);
   return finished_;
+}
+
+bool GenerateCall::IsLive(absl::string_view tenant,
+                          absl::string_view request_id) const {
+  MutexLock lock(&mu_);
+  return uid_ && !finished_ && record_.tenant == tenant &&
+         record_.request_id == request_id;
 }
 
 void GenerateCall::Pump() {
@@ -132,7 +184,7 @@ void GenerateCall::Pump() {
       Write(&message_);
       return;
     case Action::Kind::kFinish:
-      EndCall(action.status);
+      EndAdmitted(action.terminal);
       return;
   }
 }
@@ -146,6 +198,9 @@ GenerateCall::Action GenerateCall::NextAction() {
 GenerateCall::Action GenerateCall::TakeEvent() {
   while (std::optional<Event> event = queue_->Pop()) {
     if (const Delta* delta = std::get_if<Delta>(&*event)) {
+      if (place_ != nullptr) {
+        place_->Charge(static_cast<int64_t>(delta->token_ids.size()));
+      }
       if (broken_) continue;
       return StartWriting(ToResponse(*delta));
     }
@@ -153,11 +208,8 @@ GenerateCall::Action GenerateCall::TakeEvent() {
       if (broken_) continue;
       return StartWriting(ToResponse(*completion));
     }
-    const Terminal& terminal = std::get<Terminal>(*event);
-    finished_ = true;
-    return {Action::Kind::kFinish, terminal.status.ok()
-                                       ? grpc::Status::OK
-                                       : ToGrpcStatus(EndedStatus(terminal))};
+    MarkFinished();
+    return {Action::Kind::kFinish, std::get<Terminal>(*std::move(event))};
   }
   return {};
 }

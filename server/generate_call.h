@@ -7,8 +7,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "base/mutex.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
@@ -16,6 +18,8 @@
 #include "overfill/v1/inference.pb.h"
 #include "scheduler/event_queue.h"
 #include "scheduler/scheduler.h"
+#include "server/quotas.h"
+#include "server/request_log.h"
 #include "server/stream_pump.h"
 
 namespace overfill {
@@ -37,6 +41,7 @@ struct CallParts {
   StreamPump* pump = nullptr;
   // Told of requests that end before the scheduler has seen them.
   SchedulerObserver* observer = nullptr;
+  RequestLog* log = nullptr;  // may be null
   std::chrono::nanoseconds linger = kLinger;
 };
 
@@ -55,12 +60,21 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       grpc::CallbackServerContext* context, SteadyTime deadline,
       const CallParts& parts, std::function<void(GenerateCall*)> on_done);
 
+  // Whose it is, before all else: what the log says of it, and its place among
+  // its tenant's requests, null where there is none. The place is given back
+  // before the client sees the end.
+  void SetCaller(RequestLogEntry record, std::unique_ptr<QuotaPlace> place);
+
   // One of the three, once. No effect on a call that was cancelled before.
-  // RESOURCE_EXHAUSTED comes with the time after which to try again. `reason`
-  // is a short constant for the observer; quietly: the scheduler has told it.
+  // RESOURCE_EXHAUSTED comes with the time after which to try again, where none
+  // is given the scheduler's. `reason` is a short constant for the observer;
+  // quietly: it has been told.
   void Submit(Request request);
-  void Refuse(const absl::Status& status, const char* reason);
+  void Refuse(const absl::Status& status, const char* reason,
+              std::optional<std::chrono::nanoseconds> retry_after = {});
   void RefuseQuietly(const absl::Status& status);
+  // Before Submit: for the log.
+  void SetPrompt(std::string prompt);
 
   // Ends the request with `status`, from whatever state; before Submit, the
   // call itself.
@@ -68,6 +82,8 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // The call has its status, or is about to get it: what is left to do for its
   // request is in vain.
   bool is_over() const;
+  // Whether it is an admitted request of this tenant and id, and goes on.
+  bool IsLive(absl::string_view tenant, absl::string_view request_id) const;
 
   // Cuts the stream off when its request has ended and the client has not read
   // the message under way for too long. To be called at regular times.
@@ -90,13 +106,18 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   virtual void SendHeaders() { StartSendInitialMetadata(); }
   virtual void Write(const grpc::ByteBuffer* message) { StartWrite(message); }
   virtual void EndCall(const grpc::Status& status) { Finish(status); }
+  // Before EndCall: what gRPC's own retries wait for.
+  virtual void SetRetryPushback(std::chrono::milliseconds delay) {
+    context_->AddTrailingMetadata("grpc-retry-pushback-ms",
+                                  std::to_string(delay.count()));
+  }
   virtual void CutOff() { context_->TryCancel(); }
 
  private:
   // What Pump is to do next, once the lock is free.
   struct Action {
     enum class Kind { kNone, kWrite, kFinish } kind = Kind::kNone;
-    grpc::Status status;  // kFinish
+    Terminal terminal;  // kFinish
   };
   Action NextAction();
   Action TakeEvent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -106,7 +127,11 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // The end of a call without a request; false when it has ended already. The
   // caller goes on with EndCall.
   [[nodiscard]] bool BeginEnd();
-  void EndRefused(const absl::Status& status);
+  void EndRefused(const absl::Status& status, absl::string_view reason,
+                  std::optional<std::chrono::nanoseconds> retry_after);
+  void EndAdmitted(const Terminal& terminal);
+  void MarkFinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  RequestLogEntry record() const;
 
   grpc::CallbackServerContext* const context_;
   const SteadyTime deadline_;
@@ -114,6 +139,8 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const std::function<void(GenerateCall*)> on_done_;
 
   mutable Mutex mu_;
+  RequestLogEntry record_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<QuotaPlace> place_ ABSL_GUARDED_BY(mu_);
   // gRPC holds a plain pointer until OnDone.
   std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mu_);
   // Null before Submit and after OnDone: the queue's callback owns the call.

@@ -1,11 +1,15 @@
 #include "server/inference_service.h"
 
 #include <algorithm>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include "base/status_macros.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "server/errors.h"
+#include "server/trace_context.h"
 #include "server/wire.h"
 
 namespace overfill {
@@ -18,6 +22,19 @@ constexpr size_t kLargeRequestBytes = 4096;
 // What may wait for the tokenizer's threads: seconds of work.
 constexpr int64_t kMaxWaitingTasks = 256;
 constexpr int64_t kMaxWaitingBytes = 64 << 20;
+
+std::optional<TraceContext> TraceOf(
+    const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find("traceparent");
+  if (found == context.client_metadata().end()) return std::nullopt;
+  return ParseTraceParent({found->second.data(), found->second.size()});
+}
+
+std::string PromptText(const v1::GenerateRequest& proto) {
+  return proto.has_text()
+             ? proto.text()
+             : absl::StrCat("[", absl::StrJoin(proto.tokens().ids(), " "), "]");
+}
 
 }  // namespace
 
@@ -42,6 +59,8 @@ InferenceService::InferenceService(const ServiceOptions& options,
       converter_(converter),
       model_info_(std::move(model_info)),
       observer_(observer != nullptr ? observer : &silent_),
+      authenticator_(options.authenticator != nullptr ? options.authenticator
+                                                      : &everyone_),
       tasks_(options.tokenizer_threads, kMaxWaitingTasks, kMaxWaitingBytes),
       cutter_(std::min<std::chrono::nanoseconds>(options.linger / 10,
                                                  std::chrono::seconds(1)),
@@ -55,6 +74,7 @@ InferenceService::NewStream InferenceService::Open(
   const CallParts parts = {.scheduler = scheduler_,
                            .pump = &pump_,
                            .observer = observer_,
+                           .log = options_.log,
                            .linger = options_.linger};
   NewStream result;
   result.call = GenerateCall::Create(context, deadline, parts,
@@ -67,7 +87,7 @@ InferenceService::NewStream InferenceService::Open(
                                        // Under the lock: the service may be
                                        // gone right after.
                                        if (streams_.empty())
-                                         stream_ended_.NotifyAll();
+                                         call_ended_.NotifyAll();
                                      });
   MutexLock lock(&mu_);
   result.is_over_bound = num_open_ >= options_.max_open_streams;
@@ -80,26 +100,27 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   const SteadyTime arrival = std::chrono::steady_clock::now();
   const SteadyTime deadline = ToSteady(context->deadline());
+  const StatusOrTenant tenant = TenantOf(*context);
   const auto [call, is_over_bound] = Open(context, deadline);
   const size_t bytes = request->Length();
+  if (!LetIn(*call, *context, tenant, arrival)) return call.get();
   if (is_over_bound) {
     call->Refuse(absl::ResourceExhaustedError("too many streams are open"),
                  "open_streams");
     return call.get();
   }
   const absl::Status precheck = scheduler_->Precheck(
-      /*tenant=*/"", static_cast<int64_t>(bytes), deadline);
+      (*tenant)->name, static_cast<int64_t>(bytes), deadline);
   if (!precheck.ok()) {
     call->RefuseQuietly(precheck);
   } else if (bytes < kLargeRequestBytes) {
-    Begin(*call, *request, arrival, deadline);
+    Begin(*call, *request, **tenant, arrival, deadline);
   } else {
     // The copy shares the bytes, and outlives a call that is cancelled.
-    const bool is_taken =
-        tasks_.Submit(static_cast<int64_t>(bytes),
-                      [this, call = call, copy = *request, arrival, deadline] {
-                        Begin(*call, copy, arrival, deadline);
-                      });
+    const bool is_taken = tasks_.Submit(
+        static_cast<int64_t>(bytes),
+        [this, call = call, copy = *request, tenant = *tenant, arrival,
+         deadline] { Begin(*call, copy, *tenant, arrival, deadline); });
     if (!is_taken) {
       call->Refuse(
           absl::ResourceExhaustedError("too many prompts wait for a tokenizer"),
@@ -109,41 +130,97 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
   return call.get();
 }
 
+InferenceService::StatusOrTenant InferenceService::TenantOf(
+    const grpc::CallbackServerContext& context) const {
+  auto failure = Authenticator::Failure::kMissing;
+  StatusOrTenant tenant =
+      authenticator_->Authenticate(context.client_metadata(), &failure);
+  if (!tenant.ok() && options_.on_unauthenticated != nullptr) {
+    options_.on_unauthenticated(failure);
+  }
+  return tenant;
+}
+
+bool InferenceService::LetIn(GenerateCall& call,
+                             const grpc::CallbackServerContext& context,
+                             const StatusOrTenant& tenant, SteadyTime arrival) {
+  RequestLogEntry entry;
+  entry.peer = context.peer();
+  entry.trace = TraceOf(context);
+  entry.arrival = arrival;
+  if (!tenant.ok()) {
+    call.SetCaller(std::move(entry), nullptr);
+    call.RefuseQuietly(tenant.status());
+    return false;
+  }
+  entry.tenant = (*tenant)->name;
+  if (!authenticator_->needs_token()) {
+    call.SetCaller(std::move(entry), nullptr);
+    return true;
+  }
+  QuotaRefusal refusal;
+  call.SetCaller(std::move(entry), quotas_.Begin(**tenant, arrival, &refusal));
+  if (refusal.status.ok()) return true;
+  const bool knows_when = refusal.retry_after.count() > 0;
+  call.Refuse(refusal.status, refusal.reason,
+              knows_when ? std::optional(refusal.retry_after) : std::nullopt);
+  return false;
+}
+
 void InferenceService::Begin(GenerateCall& call, const grpc::ByteBuffer& bytes,
-                             SteadyTime arrival, SteadyTime deadline) const {
+                             const Tenant& tenant, SteadyTime arrival,
+                             SteadyTime deadline) const {
   if (call.is_over()) return;
-  absl::StatusOr<Request> request = MakeRequest(bytes, arrival);
+  v1::GenerateRequest proto;
+  absl::Status status = FromWire(bytes, &proto);
+  absl::StatusOr<Request> request =
+      status.ok() ? converter_->ToRequest(proto, arrival) : status;
   if (!request.ok()) {
     call.Refuse(request.status(), "invalid_argument");
     return;
   }
+  if (request->priority > tenant.limits.max_priority) {
+    call.Refuse(FieldError("priority",
+                           absl::StrCat("yours is at most ",
+                                        tenant.limits.max_priority),
+                           absl::StatusCode::kPermissionDenied),
+                "permission");
+    return;
+  }
+  if (options_.log != nullptr && options_.log->wants_prompts()) {
+    call.SetPrompt(PromptText(proto));
+  }
   request->deadline = deadline;
+  request->tenant = tenant.name;
   call.Submit(*std::move(request));
 }
 
-absl::StatusOr<Request> InferenceService::MakeRequest(
-    const grpc::ByteBuffer& bytes, SteadyTime arrival) const {
-  v1::GenerateRequest proto;
-  RETURN_IF_ERROR(FromWire(bytes, &proto));
-  return converter_->ToRequest(proto, arrival);
-}
-
-// Parses, calls `handle`, and finishes a unary call.
+// Checks who calls, parses, calls `handle`, and finishes a unary call.
 template <typename RequestProto, typename Handle>
 grpc::ServerUnaryReactor* InferenceService::Answer(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response, Handle handle) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const StatusOrTenant tenant = TenantOf(*context);
+  if (!tenant.ok()) {
+    reactor->Finish(ToGrpcStatus(tenant.status()));
+    return reactor;
+  }
+  {
+    MutexLock lock(&mu_);
+    ++num_unary_;
+  }
   // All of it is the call's, which stays until it is finished.
-  const auto answer = [=] {
+  const auto answer = [=, this] {
     RequestProto proto;
     absl::Status status = FromWire(*request, &proto);
     if (status.ok()) {
-      auto result = handle(proto);
+      auto result = handle(proto, **tenant);
       status = result.status();
       if (status.ok()) *response = ToWire(*result);
     }
     reactor->Finish(ToGrpcStatus(status));
+    EndUnary();
   };
   const size_t bytes = request->Length();
   if (bytes < kLargeRequestBytes) {
@@ -152,6 +229,7 @@ grpc::ServerUnaryReactor* InferenceService::Answer(
     reactor->Finish(ToGrpcStatus(RefusedStatus(
         absl::ResourceExhaustedError("too many texts wait for a tokenizer"),
         scheduler_->RetryAfter())));
+    EndUnary();
   }
   return reactor;
 }
@@ -159,25 +237,46 @@ grpc::ServerUnaryReactor* InferenceService::Answer(
 grpc::ServerUnaryReactor* InferenceService::Tokenize(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
-  return Answer<v1::TokenizeRequest>(
-      context, request, response,
-      [this](const auto& proto) { return converter_->Tokenize(proto); });
+  return Answer<v1::TokenizeRequest>(context, request, response,
+                                     [this](const auto& proto, const Tenant&) {
+                                       return converter_->Tokenize(proto);
+                                     });
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
   return Answer<v1::DetokenizeRequest>(
-      context, request, response,
-      [this](const auto& proto) { return converter_->Detokenize(proto); });
+      context, request, response, [this](const auto& proto, const Tenant&) {
+        return converter_->Detokenize(proto);
+      });
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetModelInfo(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
   return Answer<v1::GetModelInfoRequest>(
-      context, request, response, [this](const auto&) {
+      context, request, response, [this](const auto&, const Tenant&) {
         return absl::StatusOr<v1::GetModelInfoResponse>(model_info_);
+      });
+}
+
+grpc::ServerUnaryReactor* InferenceService::Cancel(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::CancelRequest>(
+      context, request, response,
+      [this](const auto& proto,
+             const Tenant& tenant) -> absl::StatusOr<v1::CancelResponse> {
+        for (const auto& call : Streams()) {
+          if (!call->IsLive(tenant.name, proto.request_id())) continue;
+          call->Cancel(absl::CancelledError("the client cancelled"));
+          return v1::CancelResponse();
+        }
+        // The same words for another tenant's.
+        return FieldError("request_id",
+                          "none of your live requests has this id",
+                          absl::StatusCode::kNotFound);
       });
 }
 
@@ -200,16 +299,37 @@ void InferenceService::EndStreams(const absl::Status& status) {
   for (const auto& call : Streams()) call->Cancel(status);
 }
 
+void InferenceService::EndUnary() {
+  MutexLock lock(&mu_);
+  if (--num_unary_ == 0) call_ended_.NotifyAll();
+}
+
 bool InferenceService::WaitNoStreams(std::chrono::nanoseconds timeout) {
+  MutexLock lock(&mu_);
+  return WaitUntil(timeout, [this] {
+    mu_.AssertHeld();
+    return streams_.empty();
+  });
+}
+
+bool InferenceService::WaitNoUnaryCalls(std::chrono::nanoseconds timeout) {
+  MutexLock lock(&mu_);
+  return WaitUntil(timeout, [this] {
+    mu_.AssertHeld();
+    return num_unary_ == 0;
+  });
+}
+
+bool InferenceService::WaitUntil(std::chrono::nanoseconds timeout,
+                                 const std::function<bool()>& is_so) {
   // A timeout may be as long as the clock is, so that nothing is added to it.
   constexpr std::chrono::nanoseconds kLongestWait = std::chrono::seconds(1);
   const SteadyTime begin = std::chrono::steady_clock::now();
-  MutexLock lock(&mu_);
-  while (!streams_.empty()) {
+  while (!is_so()) {
     const auto left = timeout - (std::chrono::steady_clock::now() - begin);
     if (left <= std::chrono::nanoseconds(0)) return false;
-    stream_ended_.WaitFor(
-        &mu_, std::min<std::chrono::nanoseconds>(left, kLongestWait));
+    call_ended_.WaitFor(&mu_,
+                        std::min<std::chrono::nanoseconds>(left, kLongestWait));
   }
   return true;
 }

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -13,8 +14,11 @@
 #include "overfill/v1/inference.grpc.pb.h"
 #include "scheduler/observer.h"
 #include "scheduler/scheduler.h"
+#include "server/authenticator.h"
 #include "server/convert.h"
 #include "server/generate_call.h"
+#include "server/quotas.h"
+#include "server/request_log.h"
 #include "server/stream_pump.h"
 #include "server/task_pool.h"
 #include "server/ticker.h"
@@ -29,12 +33,18 @@ using RawInference = v1::Inference::WithRawCallbackMethod_Generate<
     v1::Inference::WithRawCallbackMethod_Tokenize<
         v1::Inference::WithRawCallbackMethod_Detokenize<
             v1::Inference::WithRawCallbackMethod_GetModelInfo<
-                v1::Inference::Service>>>>;
+                v1::Inference::WithRawCallbackMethod_Cancel<
+                    v1::Inference::Service>>>>>;
 
 struct ServiceOptions {
   int32_t max_open_streams = 1024;
   int32_t tokenizer_threads = 1;
   std::chrono::nanoseconds linger = kLinger;  // see generate_call.h
+  // Both outlive the service. Null: everyone may call; no line is logged.
+  const Authenticator* authenticator = nullptr;
+  RequestLog* log = nullptr;
+  // Told of each call that was not let in; may be null.
+  std::function<void(Authenticator::Failure)> on_unauthenticated = nullptr;
 };
 
 // Thread-safe. Outlives the gRPC server that it is registered with.
@@ -60,12 +70,18 @@ class InferenceService : public RawInference {
                                          const grpc::ByteBuffer* request,
                                          grpc::ByteBuffer* response) override;
 
+  grpc::ServerUnaryReactor* Cancel(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response) override;
+
   // Streams of Generate that count against max_open_streams.
   int32_t num_open_streams() const;
   // Ends every stream that is open now with `status`.
   void EndStreams(const absl::Status& status);
   // Waits until no stream is open; false when `timeout` passed first.
   bool WaitNoStreams(std::chrono::nanoseconds timeout);
+  // The same for all other calls.
+  bool WaitNoUnaryCalls(std::chrono::nanoseconds timeout);
 
  private:
   struct Stream {
@@ -77,13 +93,23 @@ class InferenceService : public RawInference {
     bool is_over_bound = false;
   };
 
+  using StatusOrTenant = absl::StatusOr<std::shared_ptr<const Tenant>>;
+
+  // UNAUTHENTICATED is counted.
+  StatusOrTenant TenantOf(const grpc::CallbackServerContext& context) const;
   NewStream Open(grpc::CallbackServerContext* context, SteadyTime deadline);
+  // Finds out whose call it is and gives it its place; false: it is refused.
+  bool LetIn(GenerateCall& call, const grpc::CallbackServerContext& context,
+             const StatusOrTenant& tenant, SteadyTime arrival);
+  void EndUnary();
+  bool WaitUntil(std::chrono::nanoseconds timeout,
+                 const std::function<bool()>& is_so)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<std::shared_ptr<GenerateCall>> Streams() const;
   // Parses, checks, and submits or refuses.
   void Begin(GenerateCall& call, const grpc::ByteBuffer& bytes,
-             SteadyTime arrival, SteadyTime deadline) const;
-  absl::StatusOr<Request> MakeRequest(const grpc::ByteBuffer& bytes,
-                                      SteadyTime arrival) const;
+             const Tenant& tenant, SteadyTime arrival,
+             SteadyTime deadline) const;
   template <typename RequestProto, typename Handle>
   grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
                                    const grpc::ByteBuffer* request,
@@ -95,11 +121,15 @@ class InferenceService : public RawInference {
   const v1::GetModelInfoResponse model_info_;
   SchedulerObserver silent_;
   SchedulerObserver* const observer_;
+  const Authenticator everyone_;
+  const Authenticator* const authenticator_;
+  Quotas quotas_;
 
   mutable Mutex mu_;
-  CondVar stream_ended_;
+  CondVar call_ended_;
   absl::flat_hash_map<GenerateCall*, Stream> streams_ ABSL_GUARDED_BY(mu_);
   int32_t num_open_ ABSL_GUARDED_BY(mu_) = 0;
+  int32_t num_unary_ ABSL_GUARDED_BY(mu_) = 0;
   // Threads: each uses what is above it.
   StreamPump pump_;
   TaskPool tasks_;

@@ -98,6 +98,7 @@ ServerMetrics::ServerMetrics(const InfoLabels& build, const InfoLabels& model)
   AddPoolMetrics();
   AddMigrationMetrics();
   AddEventCounters();
+  AddSecurityCounters();
 }
 
 void ServerMetrics::AddPathMetrics() {
@@ -188,6 +189,40 @@ void ServerMetrics::AddEventCounters() {
   integrity_failures_ =
       add("overfill_integrity_failures_total",
           "Checks which found that the KV blocks do not add up.");
+}
+
+void ServerMetrics::AddSecurityCounters() {
+  using Failure = Authenticator::Failure;
+  auto& calls = BuildCounter()
+                    .Name("overfill_unauthenticated_calls_total")
+                    .Help("Calls without a token that is known, by reason.")
+                    .Register(*registry_);
+  for (const Failure failure :
+       {Failure::kMissing, Failure::kMalformed, Failure::kUnknown}) {
+    unauthenticated_[static_cast<size_t>(failure)] =
+        &calls.Add({{"reason", Authenticator::FailureName(failure)}});
+  }
+  auto& reloads = BuildCounter()
+                      .Name("overfill_reloads_total")
+                      .Help("Files that changed and were read again.")
+                      .Register(*registry_);
+  for (const Files files : {Files::kCertificates, Files::kTokens}) {
+    const char* const what =
+        files == Files::kTokens ? "tokens" : "certificates";
+    reloads_[static_cast<size_t>(files)] = {
+        &reloads.Add({{"what", what}, {"outcome", "ok"}}),
+        &reloads.Add({{"what", what}, {"outcome", "failed"}})};
+  }
+}
+
+void ServerMetrics::OnUnauthenticated(Authenticator::Failure failure) {
+  unauthenticated_[static_cast<size_t>(failure)]->Increment();
+}
+
+void ServerMetrics::OnReload(Files files, Reload reload) {
+  if (reload == Reload::kUnchanged) return;
+  reloads_[static_cast<size_t>(files)][reload == Reload::kFailed ? 1 : 0]
+      ->Increment();
 }
 
 void ServerMetrics::OnStep(PoolId pool, double seconds, int32_t num_prompt_rows,

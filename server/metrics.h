@@ -19,7 +19,9 @@
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "scheduler/observer.h"
+#include "server/authenticator.h"
 #include "server/config.h"
+#include "server/reload.h"
 
 namespace overfill {
 
@@ -50,6 +52,11 @@ class ServerMetrics : public SchedulerObserver {
   // What the watchdog finds.
   void OnStuckStep(PoolId pool);
   void OnIntegrityFailure();
+
+  // A call that was not let in, and what became of a look at changed files.
+  enum class Files { kCertificates, kTokens };
+  void OnUnauthenticated(Authenticator::Failure failure);
+  void OnReload(Files files, Reload reload);
 
   // All of the above, for an exposer.
   std::shared_ptr<prometheus::Collectable> registry() const {
@@ -82,6 +89,7 @@ class ServerMetrics : public SchedulerObserver {
   void AddPoolMetrics();
   void AddMigrationMetrics();
   void AddEventCounters();
+  void AddSecurityCounters();
   bool enabled() const { return enabled_.load(std::memory_order_relaxed); }
 
   const std::shared_ptr<prometheus::Registry> registry_;
@@ -94,8 +102,11 @@ class ServerMetrics : public SchedulerObserver {
   prometheus::Counter* preemptions_;
   prometheus::Counter* transfer_retries_;
   prometheus::Counter* integrity_failures_;
-  prometheus::Family<prometheus::Counter>* requests_;  // by path and outcome
-  prometheus::Family<prometheus::Counter>* rejected_;  // by reason
+  prometheus::Family<prometheus::Counter>* requests_;    // by path and outcome
+  prometheus::Family<prometheus::Counter>* rejected_;    // by reason
+  std::array<prometheus::Counter*, 3> unauthenticated_;  // by Failure
+  // By Files; loaded, failed.
+  std::array<std::array<prometheus::Counter*, 2>, 2> reloads_;
 };
 
 // Serves GET /metrics until destroyed.

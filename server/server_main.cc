@@ -1,9 +1,11 @@
 #include "server/server_main.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,12 +23,17 @@
 #include "engine/pair_engine.h"
 #include "kernels/device.h"
 #include "scheduler/scheduler.h"
+#include "server/authenticator.h"
+#include "server/certificates.h"
 #include "server/config.h"
 #include "server/convert.h"
 #include "server/grpc_server.h"
 #include "server/inference_service.h"
 #include "server/metrics.h"
 #include "server/model_info.h"
+#include "server/process_metrics.h"
+#include "server/request_log.h"
+#include "server/security_metrics.h"
 #include "server/signals.h"
 #include "server/state_gauges.h"
 #include "server/ticker.h"
@@ -42,6 +49,10 @@ constexpr absl::Duration kWarmUpTimeout = absl::Minutes(10);
 // For the last bytes of streams that the drain has ended, and for unary calls.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 constexpr std::chrono::seconds kWatchdogPeriod{1};
+// gRPC ends calls that are on their way in when it shuts down as cancelled. So
+// for a moment longer all are let in, and refused with a status that clients
+// try elsewhere.
+constexpr absl::Duration kLastCalls = absl::Milliseconds(250);
 
 // All that serves, in the order of construction; destroyed in reverse.
 struct Serving {
@@ -49,6 +60,9 @@ struct Serving {
   std::unique_ptr<Pair> pair;
   std::unique_ptr<PairEngine> engine;
   std::unique_ptr<ServerMetrics> metrics;
+  std::unique_ptr<Certificates> certificates;  // null: plaintext
+  std::unique_ptr<Authenticator> authenticator;
+  std::unique_ptr<RequestLog> request_log;
   std::unique_ptr<Scheduler> scheduler;
   std::unique_ptr<Converter> converter;
   std::unique_ptr<InferenceService> service;
@@ -56,7 +70,26 @@ struct Serving {
   std::unique_ptr<GrpcServer> grpc_server;
   std::unique_ptr<Watchdog> watchdog;
   std::unique_ptr<Ticker> watchdog_thread;
+  std::unique_ptr<Ticker> reload_thread;
 };
+
+// What can be said about the files before the models take their time to load.
+absl::Status LoadSecurity(const ServerConfig& config, Serving& serving) {
+  if (!config.tls_cert.empty()) {
+    ASSIGN_OR_RETURN(
+        serving.certificates,
+        Certificates::FromFiles({.certificate = config.tls_cert,
+                                 .key = config.tls_key,
+                                 .client_ca = config.tls_client_ca}));
+  }
+  if (config.auth_tokens.empty()) {
+    serving.authenticator = std::make_unique<Authenticator>();
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(serving.authenticator,
+                   Authenticator::FromFile(config.auth_tokens));
+  return absl::OkStatus();
+}
 
 absl::Status LoadPair(const ServerConfig& config, PhaseTimes& times,
                       Serving& serving) {
@@ -164,13 +197,25 @@ int32_t AnyToken(const Pair& pair) {
   return id;
 }
 
-absl::Status OpenPorts(const ServerConfig& config,
-                       const v1::GetModelInfoResponse& info, Serving& serving) {
+void MakeService(const ServerConfig& config,
+                 const v1::GetModelInfoResponse& info, Serving& serving) {
+  serving.request_log = std::make_unique<RequestLog>(RequestLogOptions{
+      .log_requests = config.log_requests, .log_prompts = config.log_prompts});
   serving.service = std::make_unique<InferenceService>(
-      ServiceOptions{.max_open_streams = config.max_open_streams,
-                     .tokenizer_threads = config.tokenizer_threads},
+      ServiceOptions{
+          .max_open_streams = config.max_open_streams,
+          .tokenizer_threads = config.tokenizer_threads,
+          .authenticator = serving.authenticator.get(),
+          .log = serving.request_log.get(),
+          .on_unauthenticated =
+              [m = serving.metrics.get()](Authenticator::Failure failure) {
+                m->OnUnauthenticated(failure);
+              }},
       serving.scheduler.get(), serving.converter.get(), info,
       serving.metrics.get());
+}
+
+absl::Status OpenPorts(const ServerConfig& config, Serving& serving) {
   if (config.metrics_enabled) {
     const auto gauges = MakeStateGauges(
         [s = serving.scheduler.get()] { return s->Stats(); },
@@ -178,12 +223,40 @@ absl::Status OpenPorts(const ServerConfig& config,
     ASSIGN_OR_RETURN(
         serving.metrics_server,
         MetricsServer::Start(config.metrics_listen,
-                             {serving.metrics->registry(), gauges}));
+                             {serving.metrics->registry(), gauges,
+                              MakeSecurityMetrics(serving.certificates.get()),
+                              MakeProcessMetrics()}));
   }
-  ASSIGN_OR_RETURN(serving.grpc_server,
-                   GrpcServer::Start(config.listen, config.max_request_bytes,
-                                     serving.service.get()));
+  ASSIGN_OR_RETURN(
+      serving.grpc_server,
+      GrpcServer::Start(
+          {.listen = config.listen,
+           .health_listen = config.health_enabled
+                                ? std::optional(config.health_listen)
+                                : std::nullopt,
+           .credentials = serving.certificates == nullptr
+                              ? nullptr
+                              : serving.certificates->credentials(),
+           .max_request_bytes = config.max_request_bytes,
+           .max_connection_streams = config.max_connection_streams,
+           .max_connection_age = config.max_connection_age,
+           .max_connection_age_grace = config.max_connection_age_grace,
+           .reflection = !serving.authenticator->needs_token()},
+          serving.service.get()));
   return absl::OkStatus();
+}
+
+void StartReloads(const ServerConfig& config, Serving& serving) {
+  serving.reload_thread = std::make_unique<Ticker>(
+      absl::ToChronoNanoseconds(config.tls_refresh), [&serving] {
+        using Files = ServerMetrics::Files;
+        if (serving.certificates != nullptr) {
+          serving.metrics->OnReload(Files::kCertificates,
+                                    serving.certificates->LookAgain());
+        }
+        serving.metrics->OnReload(Files::kTokens,
+                                  serving.authenticator->LookAgain());
+      });
 }
 
 void StartWatchdog(const ServerConfig& config, Serving& serving) {
@@ -230,14 +303,28 @@ void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
 }
 
 void LogReady(const ServerConfig& config, const Serving& serving) {
-  HostPort listen = config.listen;
-  listen.port = serving.grpc_server->port();
-  std::string line = absl::StrCat("ready: listening on ", listen.ToString());
+  const auto at = [](HostPort address, int32_t port) {
+    address.port = port;
+    return address.ToString();
+  };
+  std::string line = absl::StrCat(
+      "ready: listening on ", at(config.listen, serving.grpc_server->port()));
   if (serving.metrics_server != nullptr) {
-    HostPort metrics = config.metrics_listen;
-    metrics.port = serving.metrics_server->port();
-    absl::StrAppend(&line, ", metrics on ", metrics.ToString());
+    absl::StrAppend(&line, ", metrics on ",
+                    at(config.metrics_listen, serving.metrics_server->port()));
   }
+  if (config.health_enabled) {
+    absl::StrAppend(
+        &line, ", health on ",
+        at(config.health_listen, serving.grpc_server->health_port()));
+  }
+  const bool is_tls = serving.certificates != nullptr;
+  absl::StrAppend(
+      &line, "; ",
+      !is_tls                        ? "plaintext"
+      : config.tls_client_ca.empty() ? "TLS"
+                                     : "mutual TLS",
+      serving.authenticator->needs_token() ? ", tokens needed" : "");
   LogInfo(line);
 }
 
@@ -247,6 +334,10 @@ absl::Status Start(const ServerConfig& config, const ServerHooks& hooks,
   if (config.metrics_enabled) {
     RETURN_IF_ERROR(CheckBindable(config.metrics_listen));
   }
+  if (config.health_enabled) {
+    RETURN_IF_ERROR(CheckBindable(config.health_listen));
+  }
+  RETURN_IF_ERROR(LoadSecurity(config, serving));
   PhaseTimes times(absl::Now());
   RETURN_IF_ERROR(LoadPair(config, times, serving));
   const v1::GetModelInfoResponse info = MakeModelInfo(
@@ -261,24 +352,37 @@ absl::Status Start(const ServerConfig& config, const ServerHooks& hooks,
   times.EndPhase("warm-up", absl::Now());
   LogStart(serving, info, times);
   serving.metrics->Enable();
-  RETURN_IF_ERROR(OpenPorts(config, info, serving));
+  MakeService(config, info, serving);
+  RETURN_IF_ERROR(OpenPorts(config, serving));
   StartWatchdog(config, serving);
+  StartReloads(config, serving);
   return absl::OkStatus();
 }
 
-// Streams may go on for the timeout, those that are only being read, too; then
-// they end with UNAVAILABLE.
-void Drain(absl::Duration timeout, Serving& serving) {
+// First health says NOT_SERVING and requests are still taken, for those who
+// have not heard of it yet. Then connections are told to go elsewhere, and
+// streams may go on until the timeout, those that are only being read, too;
+// then they end with UNAVAILABLE.
+void Drain(const ServerConfig& config, Serving& serving) {
+  const absl::Time end = absl::Now() + config.drain_timeout;
   LogInfo("draining");
-  // In this order, whoever sees NOT_SERVING is refused.
+  if (config.drain_delay > absl::ZeroDuration()) {
+    serving.grpc_server->SetNotServing();
+    absl::SleepFor(std::min(config.drain_delay, config.drain_timeout));
+  }
+  // In this order, whoever sees NOT_SERVING from now on is refused.
   serving.scheduler->StopAdmission();
   serving.grpc_server->SetNotServing();
-  if (!serving.service->WaitNoStreams(absl::ToChronoNanoseconds(timeout))) {
+  absl::SleepFor(kLastCalls);
+  serving.grpc_server->BeginShutdown();
+  const absl::Duration left = std::max(end - absl::Now(), absl::ZeroDuration());
+  if (!serving.service->WaitNoStreams(absl::ToChronoNanoseconds(left))) {
     LogWarning("the drain timeout passed; ending the open streams");
     serving.service->EndStreams(
         absl::UnavailableError("the server is shutting down"));
   }
-  serving.grpc_server->Shutdown(kFlushTimeout);
+  serving.service->WaitNoUnaryCalls(absl::ToChronoNanoseconds(kFlushTimeout));
+  serving.grpc_server->FinishShutdown(kFlushTimeout);
   // The scheduler may still be at the delivery of an event that its stream has
   // read already; the service is needed until then.
   serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(kFlushTimeout));
@@ -307,6 +411,7 @@ int RunServer(int argc, char** argv, const ServerHooks& hooks) {
     return 0;
   }
   SignalWaiter signals;
+  SetLogFormat(command->config.log_format);
   RouteLibraryLogs();
   Serving serving;
   const absl::Status status = Start(command->config, hooks, serving);
@@ -314,7 +419,7 @@ int RunServer(int argc, char** argv, const ServerHooks& hooks) {
   signals.Arm();
   LogReady(command->config, serving);
   signals.Wait();
-  Drain(command->config.drain_timeout, serving);
+  Drain(command->config, serving);
   return 0;
 }
 

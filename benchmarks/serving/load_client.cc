@@ -10,9 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "benchmarks/serving/event_loop.h"
-#include "grpcpp/channel.h"
-#include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
 
 namespace overfill {
@@ -23,7 +20,7 @@ namespace {
 constexpr int kDeadReaderLogprobs = 20;
 constexpr int kNarrowWindowBytes = 65536;
 
-std::unique_ptr<v1::Inference::Stub> MakeStub(const std::string& target,
+std::unique_ptr<v1::Inference::Stub> MakeStub(const Connection& connection,
                                               bool narrow) {
   grpc::ChannelArguments arguments;
   // Else equal channels share one connection.
@@ -34,8 +31,7 @@ std::unique_ptr<v1::Inference::Stub> MakeStub(const std::string& target,
     arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kNarrowWindowBytes);
   }
-  return v1::Inference::NewStub(grpc::CreateCustomChannel(
-      target, grpc::InsecureChannelCredentials(), arguments));
+  return v1::Inference::NewStub(connection.NewChannel(arguments));
 }
 
 v1::DecodePath PathOf(const std::string& name) {
@@ -164,11 +160,12 @@ class LoadClient::Runner {
   RunRecords result_;
 };
 
-LoadClient::LoadClient(const std::string& target, int num_channels)
-    : slow_stub_(MakeStub(target, true)), dead_stub_(MakeStub(target, true)) {
+LoadClient::LoadClient(const Connection& connection, int num_channels)
+    : slow_stub_(MakeStub(connection, true)),
+      dead_stub_(MakeStub(connection, true)) {
   OVERFILL_CHECK(num_channels > 0);
   for (int i = 0; i < num_channels; ++i) {
-    stubs_.push_back(MakeStub(target, false));
+    stubs_.push_back(MakeStub(connection, false));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "benchmarks/serving/record.h"
 #include "benchmarks/serving/stream_call.h"
 #include "benchmarks/serving/workload.h"
+#include "client/connection.h"
 #include "overfill/v1/inference.grpc.pb.h"
 
 namespace overfill {
@@ -38,7 +39,7 @@ class LoadClient {
  public:
   // Slow and dead readers have connections of their own, which take no more
   // than what is being read; others share `num_channels`.
-  LoadClient(const std::string& target, int num_channels);
+  LoadClient(const Connection& connection, int num_channels);
   ~LoadClient();
 
   // Waits for the server as long as `timeout_seconds`.

@@ -111,7 +111,7 @@ absl::Status WriteFiles(const ServeOptions& options,
                         const std::string& lines) {
   if (!options.json_file.empty()) {
     Json json = {{"name", "serve"},
-                 {"target", options.target},
+                 {"target", options.connection.target},
                  {"seed", options.workload.seed},
                  {"runs", Json::array()}};
     for (const RunReport& report : reports) {
@@ -130,12 +130,14 @@ absl::Status WriteFiles(const ServeOptions& options,
 
 // All runs; OK only if all were valid.
 absl::Status Serve(const ServeOptions& options) {
-  LoadClient client(options.target, options.num_channels);
+  ASSIGN_OR_RETURN(const Connection connection,
+                   Connection::Create(options.connection));
+  LoadClient client(connection, options.num_channels);
   auto info =
       client.GetModelInfo(absl::ToDoubleSeconds(options.connect_timeout));
   if (!info.ok()) {
     return absl::UnavailableError(absl::StrCat(
-        options.target, ": ", info.status().message(), " (GetModelInfo)"));
+        connection.target(), ": ", info.status().message(), " (GetModelInfo)"));
   }
   const RunOptions run = ToRunOptions(
       options, options.vocab_size > 0

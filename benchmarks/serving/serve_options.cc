@@ -110,7 +110,7 @@ FlagSet::Setter PathsSetter(std::vector<std::string>* target) {
 }
 
 void AddArrivalFlags(FlagSet& flags, ServeOptions& options) {
-  flags.AddString("target", "HOST:PORT", "the server", &options.target);
+  AddConnectionFlags(flags, &options.connection);
   flags.Add("rate", "F,F,...",
             "requests per second of an open loop; several: one run each; inf: "
             "all at once (1)",

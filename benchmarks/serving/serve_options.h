@@ -10,12 +10,13 @@
 #include "absl/time/time.h"
 #include "benchmarks/serving/summary.h"
 #include "benchmarks/serving/workload.h"
+#include "client/connection.h"
 
 namespace overfill {
 
 struct ServeOptions {
   bool help = false;
-  std::string target = "127.0.0.1:50051";
+  ConnectionOptions connection;
   std::vector<double> rates = {1};  // one run each
   std::string trace_file;
   WorkloadOptions workload;  // its rate is set by run

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/mutex.h"
 #include "benchmarks/serving/event_loop.h"
 #include "benchmarks/serving/summary.h"
@@ -22,6 +23,14 @@
 
 namespace overfill {
 namespace {
+
+Connection ConnectionTo(const std::string& target) {
+  ConnectionOptions options;
+  options.target = target;
+  auto connection = Connection::Create(options);
+  OVERFILL_CHECK_OK(connection.status());
+  return *std::move(connection);
+}
 
 using ::testing::Each;
 using ::testing::Field;
@@ -162,7 +171,7 @@ RunOptions Requests(int64_t num_requests) {
 std::vector<RequestRecord> RunLoad(PlayedServer& server,
                                    const WorkloadOptions& load,
                                    const RunOptions& options) {
-  LoadClient client(server.target(), 2);
+  LoadClient client(ConnectionTo(server.target()), 2);
   auto workload = Workload::Make(load);
   EXPECT_TRUE(workload.ok()) << workload.status();
   return client.Run(*std::move(workload), options).records;
@@ -174,11 +183,12 @@ RunSummary SummarizeAll(const std::vector<RequestRecord>& records) {
 
 TEST(LoadClientTest, AsksForTheVocabulary) {
   PlayedServer server(AnswerWhole);
-  LoadClient client(server.target(), 1);
+  LoadClient client(ConnectionTo(server.target()), 1);
   const auto info = client.GetModelInfo(10);
   ASSERT_TRUE(info.ok()) << info.status();
   EXPECT_EQ(info->full().vocab_size(), static_cast<uint32_t>(kVocabSize));
-  EXPECT_FALSE(LoadClient("127.0.0.1:1", 1).GetModelInfo(0.1).ok());
+  EXPECT_FALSE(
+      LoadClient(ConnectionTo("127.0.0.1:1"), 1).GetModelInfo(0.1).ok());
 }
 
 TEST(LoadClientTest, SendsWhatWasPlannedAndRecordsEachOnce) {

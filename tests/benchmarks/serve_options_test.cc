@@ -27,7 +27,7 @@ TEST(ServeOptionsTest, TakesAllItsFlags) {
        "--slo_ttft=250ms", "--slo_itl=1s", "--seed=18446744073709551615",
        "--ignore_eos=false", "--n=3", "--token_ids"});
   ASSERT_TRUE(options.ok()) << options.status();
-  EXPECT_EQ(options->target, "h:1");
+  EXPECT_EQ(options->connection.target, "h:1");
   ASSERT_EQ(options->rates.size(), 3u);
   EXPECT_EQ(options->rates[1], 2.5);
   EXPECT_TRUE(std::isinf(options->rates[2]));

@@ -65,6 +65,15 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config->metrics_listen.ToString(), "127.0.0.1:9464");
   EXPECT_EQ(config->max_request_bytes, 4 << 20);
   EXPECT_EQ(config->drain_timeout, absl::Seconds(30));
+  EXPECT_EQ(config->drain_delay, absl::ZeroDuration());
+  EXPECT_EQ(config->tls_refresh, absl::Seconds(10));
+  EXPECT_EQ(config->max_connection_age, absl::ZeroDuration());
+  EXPECT_EQ(config->max_connection_age_grace, absl::Minutes(5));
+  EXPECT_EQ(config->max_connection_streams, 1024);
+  EXPECT_EQ(config->log_format, LogFormat::kText);
+  EXPECT_TRUE(config->log_requests);
+  EXPECT_FALSE(config->log_prompts);
+  EXPECT_FALSE(config->allow_plaintext);
   EXPECT_EQ(config->swap_bytes, -1);
   EXPECT_EQ(config->itl_target, absl::ZeroDuration());
   EXPECT_EQ(config->max_queued_bytes, 64 << 20);
@@ -235,13 +244,12 @@ TEST(ConfigTest, BadFilesAndVariablesAreNamed) {
   EXPECT_THAT(ErrorOf({"--flagfile=" + file}), HasSubstr(":2: --threads"));
   EXPECT_THAT(ErrorOf({}, {{"OVERFILL_THREADS", "-1"}}),
               HasSubstr("OVERFILL_THREADS: must be"));
-  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_TLS_CERT", "x"}}),
-              HasSubstr("OVERFILL_TLS_CERT: not supported yet"));
+  EXPECT_THAT(ErrorOf({}, {{"OVERFILL_DECODE_DEVICE", "x"}}),
+              HasSubstr("OVERFILL_DECODE_DEVICE: not supported yet"));
 }
 
 TEST(ConfigTest, FlagsOfLaterVersionsAreRefusedByName) {
-  for (const char* flag :
-       {"--prefill_device=cpu", "--decode_device=cpu", "--tls_cert=x"}) {
+  for (const char* flag : {"--prefill_device=cpu", "--decode_device=cpu"}) {
     EXPECT_THAT(ErrorOf({flag}), HasSubstr("not supported yet")) << flag;
   }
 }
@@ -271,7 +279,37 @@ TEST(ConfigTest, ModelsAreNeededButNotForHelp) {
 }
 
 TEST(ConfigTest, EmptyHostIsEveryInterface) {
-  EXPECT_EQ(ParseWithModels({"--listen=:7"})->listen.ToString(), "0.0.0.0:7");
+  const auto config = ParseWithModels({"--listen=:7", "--allow_plaintext"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->listen.ToString(), "0.0.0.0:7");
+}
+
+TEST(ConfigTest, PlaintextStaysOnThisMachineUnlessAskedFor) {
+  for (const char* host : {"127.0.0.1", "127.8.9.10", "localhost", "[::1]"}) {
+    EXPECT_TRUE(ParseWithModels({absl::StrCat("--listen=", host, ":5")}).ok());
+  }
+  for (const char* host : {"0.0.0.0", "", "10.0.0.1", "[::]", "example.org"}) {
+    const std::string listen = absl::StrCat("--listen=", host, ":5");
+    EXPECT_THAT(ErrorOf({listen}), HasSubstr("--allow_plaintext")) << host;
+    EXPECT_TRUE(ParseWithModels({listen, "--allow_plaintext"}).ok());
+    EXPECT_TRUE(ParseWithModels({listen, "--tls_cert=c", "--tls_key=k"}).ok());
+  }
+}
+
+TEST(ConfigTest, CertificatesComeWhole) {
+  EXPECT_THAT(ErrorOf({"--tls_cert=c"}), HasSubstr("one needs the other"));
+  EXPECT_THAT(ErrorOf({"--tls_key=k"}), HasSubstr("one needs the other"));
+  EXPECT_THAT(ErrorOf({"--tls_client_ca=a"}), HasSubstr("--tls_client_ca"));
+  EXPECT_THAT(ErrorOf({"--tls_refresh=0"}), HasSubstr("--tls_refresh"));
+}
+
+TEST(ConfigTest, TheHealthPortIsOffUntilNamed) {
+  EXPECT_FALSE(ParseWithModels({})->health_enabled);
+  const auto config = ParseWithModels({"--health_listen=0.0.0.0:8"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->health_enabled);
+  EXPECT_EQ(config->health_listen.ToString(), "0.0.0.0:8");
+  EXPECT_THAT(ErrorOf({"--log_format=xml"}), HasSubstr("text or json"));
 }
 
 TEST(ConfigTest, MetricsCanBeTurnedOff) {
@@ -299,7 +337,19 @@ TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
                            "max_queued_requests",
                            "max_queued_tokens",
                            "max_request_bytes",
+                           "drain_delay",
                            "drain_timeout",
+                           "health_listen",
+                           "tls_cert",
+                           "tls_key",
+                           "tls_client_ca",
+                           "tls_refresh",
+                           "auth_tokens",
+                           "max_connection_age",
+                           "max_connection_age_grace",
+                           "max_connection_streams",
+                           "log_format",
+
                            "swap_bytes",
                            "itl_target",
                            "transfer_lease",
@@ -313,7 +363,10 @@ TEST(ConfigTest, HelpNamesEveryFlagThatIsTaken) {
     EXPECT_THAT(help, HasSubstr(std::string("  --") + flag + "="));
   }
   EXPECT_THAT(help, HasSubstr("  --prefix_cache\n"));
-  EXPECT_THAT(help, Not(HasSubstr("tls_cert")));
+  for (const char* flag : {"allow_plaintext", "log_requests", "log_prompts"}) {
+    EXPECT_THAT(help, HasSubstr(absl::StrCat("  --", flag, "\n")));
+  }
+  EXPECT_THAT(help, Not(HasSubstr("prefill_device")));
   EXPECT_THAT(help, HasSubstr("  --batch_invariant\n"));
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -41,6 +42,9 @@ class FakeCall : public GenerateCall {
   int num_completions() const { return num_completions_; }
   int num_finishes() const { return num_finishes_; }
   int num_cuts() const { return num_cuts_; }
+  std::optional<std::chrono::milliseconds> pushback() const {
+    return pushback_;
+  }
   // Writes end from now on only when the stream is cut.
   void StopReading() { reads_ = false; }
   void WaitForWrite() {
@@ -60,6 +64,9 @@ class FakeCall : public GenerateCall {
     changed_.NotifyAll();
   }
 
+  void SetRetryPushback(std::chrono::milliseconds delay) override {
+    pushback_ = delay;
+  }
   void EndCall(const grpc::Status& status) override {
     MutexLock lock(&mu_);
     EXPECT_EQ(message_, nullptr) << "finished during a write";
@@ -82,6 +89,7 @@ class FakeCall : public GenerateCall {
   }
 
  private:
+  std::optional<std::chrono::milliseconds> pushback_;
   void Run() {
     while (true) {
       const grpc::ByteBuffer* message;
@@ -192,6 +200,16 @@ TEST_F(GenerateCallTest, RefusalFinishesWithoutHeaders) {
   call->Join();
   EXPECT_EQ(call->num_finishes(), 1);
   EXPECT_EQ(call->num_tokens(), 0);
+  EXPECT_EQ(call->pushback(), std::chrono::ceil<std::chrono::milliseconds>(
+                                  scheduler_.RetryAfter()));
+}
+
+TEST_F(GenerateCallTest, OnlyWhatWaitingHelpsIsPushedBack) {
+  scheduler_.RefuseNext(absl::UnavailableError("draining"));
+  const auto call = NewCall();
+  call->Submit(AnyRequest());
+  call->Join();
+  EXPECT_EQ(call->pushback(), std::nullopt);
 }
 
 TEST_F(GenerateCallTest, CancelBeforeSubmitEndsTheCallAtOnce) {

@@ -1,6 +1,8 @@
 #include "server/metrics.h"
 
 #include <chrono>
+#include <cstdio>
+#include <ctime>
 #include <memory>
 #include <string>
 
@@ -11,6 +13,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "prometheus/text_serializer.h"
+#include "server/process_metrics.h"
+#include "server/security_metrics.h"
 #include "server/state_gauges.h"
 
 namespace overfill {
@@ -162,6 +166,58 @@ TEST_F(MetricsTest, WhatTheWatchdogFindsCounts) {
   EXPECT_EQ(Value("overfill_integrity_failures_total"), 1);
 }
 
+TEST_F(MetricsTest, CallsWithoutATokenCountByReason) {
+  using Failure = Authenticator::Failure;
+  const std::string name = "overfill_unauthenticated_calls_total{reason=";
+  metrics_.OnUnauthenticated(Failure::kMissing);
+  metrics_.OnUnauthenticated(Failure::kUnknown);
+  metrics_.OnUnauthenticated(Failure::kUnknown);
+  EXPECT_EQ(Value(name + "\"missing\"}"), 1);
+  EXPECT_EQ(Value(name + "\"malformed\"}"), 0);
+  EXPECT_EQ(Value(name + "\"unknown\"}"), 2);
+  metrics_.OnUnauthenticated(Failure::kMalformed);
+  EXPECT_EQ(Value(name + "\"malformed\"}"), 1);
+}
+
+TEST_F(MetricsTest, ReloadsCountByOutcome) {
+  using Files = ServerMetrics::Files;
+  const auto value = [&](const char* what, const char* outcome) {
+    return Value(absl::StrCat("overfill_reloads_total{outcome=\"", outcome,
+                              "\",what=\"", what, "\"}"));
+  };
+  metrics_.OnReload(Files::kTokens, Reload::kUnchanged);
+  metrics_.OnReload(Files::kTokens, Reload::kLoaded);
+  metrics_.OnReload(Files::kTokens, Reload::kLoaded);
+  metrics_.OnReload(Files::kCertificates, Reload::kFailed);
+  EXPECT_EQ(value("tokens", "ok"), 2);
+  EXPECT_EQ(value("tokens", "failed"), 0);
+  EXPECT_EQ(value("certificates", "ok"), 0);
+  EXPECT_EQ(value("certificates", "failed"), 1);
+}
+
+TEST(ProcessMetricsTest, SaysWhatTheProcessUses) {
+  const std::string scrape = Scrape(*MakeProcessMetrics());
+  EXPECT_GT(ValueOf(scrape, "process_resident_memory_bytes"), 1 << 20);
+  EXPECT_GE(ValueOf(scrape, "process_virtual_memory_bytes"),
+            ValueOf(scrape, "process_resident_memory_bytes"));
+  EXPECT_GE(ValueOf(scrape, "process_threads"), 1);
+  EXPECT_NEAR(ValueOf(scrape, "process_start_time_seconds"),
+              static_cast<double>(time(nullptr)), 600);
+  EXPECT_GE(ValueOf(scrape, "process_cpu_seconds_total"), 0);
+  const double open = ValueOf(scrape, "process_open_fds");
+  EXPECT_LE(open, ValueOf(scrape, "process_max_fds"));
+  FILE* const file = tmpfile();
+  EXPECT_EQ(ValueOf(Scrape(*MakeProcessMetrics()), "process_open_fds"),
+            open + 1);
+  fclose(file);
+}
+
+TEST(SecurityMetricsTest, CertificatesOnlyWhereThereAreSome) {
+  const std::string scrape = Scrape(*MakeSecurityMetrics(nullptr));
+  EXPECT_GE(ValueOf(scrape, "overfill_tls_handshake_failures_total"), 0);
+  EXPECT_THAT(scrape, Not(HasSubstr("overfill_certificate_expiry")));
+}
+
 TEST(MetricsEnableTest, NothingCountsBefore) {
   ServerMetrics metrics({}, {});
   metrics.OnFirstToken(DecodePath::kFull, 1, 1);
@@ -185,7 +241,7 @@ TEST(MetricsEnableTest, NothingCountsBefore) {
       ValueOf(scrape,
               "overfill_requests_total{outcome=\"length\",path=\"full\"}"),
       0);
-  EXPECT_THAT(scrape, Not(HasSubstr("reason=")));
+  EXPECT_THAT(scrape, Not(HasSubstr("rejected_total{")));
   EXPECT_EQ(ValueOf(scrape, "overfill_prefix_cache_queried_tokens_total"), 0);
   EXPECT_EQ(ValueOf(scrape, "overfill_preemptions_total"), 0);
   EXPECT_EQ(ValueOf(scrape, "overfill_transfer_retries_total"), 0);

@@ -77,7 +77,8 @@ class ServiceTest : public ::testing::Test {
     info.set_pair_digest("abc");
     service_ = std::make_unique<InferenceService>(
         options, &scheduler_, converter_.get(), info, &observer_);
-    auto server = GrpcServer::Start({"127.0.0.1", 0}, 8 << 20, service_.get());
+    auto server =
+        GrpcServer::Start({.max_request_bytes = 8 << 20}, service_.get());
     OVERFILL_CHECK_OK(server.status());
     server_ = *std::move(server);
     channel_ = NewChannel({});

@@ -443,12 +443,12 @@ TEST(GrpcServerTest, TakenPortIsOneError) {
   const auto converter = TestConverter();
   InferenceService first({}, &scheduler, converter.get(), {}, nullptr);
   InferenceService second({}, &scheduler, converter.get(), {}, nullptr);
-  const auto server = GrpcServer::Start({"127.0.0.1", 0}, 1 << 20, &first);
+  const auto server = GrpcServer::Start({}, &first);
   ASSERT_TRUE(server.ok());
   const HostPort taken = {"127.0.0.1", (*server)->port()};
   EXPECT_EQ(CheckBindable(taken).code(), absl::StatusCode::kUnavailable);
   RouteLibraryLogs();
-  const auto again = GrpcServer::Start(taken, 1 << 20, &second);
+  const auto again = GrpcServer::Start({.listen = taken}, &second);
   EXPECT_EQ(again.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(again.status().message()),
               HasSubstr("cannot listen on 127.0.0.1"));
