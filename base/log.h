@@ -3,6 +3,7 @@
 #define OVERFILL_BASE_LOG_H_
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -41,6 +42,19 @@ void Log(LogLevel level, absl::string_view message,
 inline void LogInfo(absl::string_view m) { Log(LogLevel::kInfo, m); }
 inline void LogWarning(absl::string_view m) { Log(LogLevel::kWarning, m); }
 inline void LogError(absl::string_view m) { Log(LogLevel::kError, m); }
+
+// While it lives, lines are written by a thread of its own, and Log never waits
+// for whoever reads stderr: a pipe that nobody empties stops no request. Where
+// too much waits, lines are dropped, and a line says how many. One per process;
+// the end of the program waits a moment for what is left.
+class LogWriter {
+ public:
+  static constexpr size_t kMaxWaitingBytes = 4 << 20;
+
+  LogWriter();
+  ~LogWriter();
+  LogWriter(const LogWriter&) = delete;
+};
 
 // Lets so many lines pass in each second, so that what a peer does cannot fill
 // a disk. Thread-safe.

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/status_macros.h"
@@ -51,6 +52,14 @@ class TokenInterceptorFactory
   const std::string header_;
 };
 
+bool IsOnThisMachine(absl::string_view target) {
+  for (const absl::string_view host :
+       {"localhost:", "127.", "[::1]:", "unix:"}) {
+    if (absl::StartsWith(target, host)) return true;
+  }
+  return false;
+}
+
 absl::Status ReadPem(const std::string& path, std::string& target) {
   if (path.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(target, ReadFile(path, kMaxPemBytes));
@@ -81,6 +90,12 @@ absl::StatusOr<Connection> Connection::Create(
         "--tls_cert and --tls_key: one needs the other");
   }
   Connection result(options);
+  if (!options.token_file.empty() && !result.uses_tls() &&
+      !IsOnThisMachine(options.target)) {
+    return absl::InvalidArgumentError(
+        "--token_file: without TLS others could read it on the way to "
+        "another machine; give --tls or --tls_ca");
+  }
   RETURN_IF_ERROR(ReadPem(options.tls_ca, result.ca_));
   RETURN_IF_ERROR(ReadPem(options.tls_cert, result.certificate_));
   RETURN_IF_ERROR(ReadPem(options.tls_key, result.key_));

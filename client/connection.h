@@ -29,7 +29,8 @@ void AddConnectionFlags(FlagSet& flags, ConnectionOptions* options);
 class Connection {
  public:
   // INVALID_ARGUMENT or NOT_FOUND is one line: a file that cannot be read, a
-  // certificate without its key, a token that cannot stand in a header.
+  // certificate without its key, a token that cannot stand in a header or that
+  // would cross a network in the clear.
   static absl::StatusOr<Connection> Create(const ConnectionOptions& options);
 
   // Each call of the channel brings the token.

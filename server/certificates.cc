@@ -22,6 +22,7 @@
 #include "openssl/err.h"
 #include "openssl/evp.h"
 #include "openssl/pem.h"
+#include "openssl/ssl.h"
 #include "openssl/x509.h"
 
 namespace overfill {
@@ -35,6 +36,7 @@ struct Free {
   void operator()(BIO* bio) const { BIO_free(bio); }
   void operator()(X509* certificate) const { X509_free(certificate); }
   void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
+  void operator()(SSL_CTX* context) const { SSL_CTX_free(context); }
 };
 using BioPtr = std::unique_ptr<BIO, Free>;
 using X509Ptr = std::unique_ptr<X509, Free>;
@@ -84,13 +86,80 @@ std::string Date(absl::Time time) {
   return absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", time, absl::UTCTimeZone());
 }
 
-// The far past where it cannot be read.
-absl::Time ExpiryOf(X509* certificate) {
+// Out of all bounds where it cannot be read.
+absl::Time ToTime(const ASN1_TIME* time, absl::Time otherwise) {
   std::tm parts = {};
-  if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &parts) != 1) {
-    return absl::InfinitePast();
-  }
+  if (ASN1_TIME_to_tm(time, &parts) != 1) return otherwise;
   return absl::FromTM(parts, absl::UTCTimeZone());
+}
+
+absl::Time ExpiryOf(X509* certificate) {
+  return ToTime(X509_get0_notAfter(certificate), absl::InfinitePast());
+}
+
+// The first end of a chain whose certificates are all valid now.
+absl::StatusOr<absl::Time> CheckTimes(const std::vector<X509Ptr>& chain,
+                                      const std::string& path) {
+  absl::Time first = absl::InfiniteFuture();
+  for (const X509Ptr& certificate : chain) {
+    const absl::Time begin =
+        ToTime(X509_get0_notBefore(certificate.get()), absl::InfiniteFuture());
+    const absl::Time end = ExpiryOf(certificate.get());
+    if (end <= absl::Now()) {
+      return Bad(path,
+                 absl::StrCat("a certificate has expired on ", Date(end)));
+    }
+    if (begin > absl::Now()) {
+      return Bad(path, absl::StrCat("a certificate is not valid before ",
+                                    Date(begin)));
+    }
+    first = std::min(first, end);
+  }
+  return first;
+}
+
+// OpenSSL's own checks, those of its security level among them: gRPC would find
+// what they refuse when it is too late.
+absl::Status CheckUsable(const std::vector<X509Ptr>& chain, EVP_PKEY* key,
+                         const CertificatePaths& paths) {
+  const std::unique_ptr<SSL_CTX, Free> context(SSL_CTX_new(TLS_method()));
+  bool is_good = context != nullptr &&
+                 SSL_CTX_use_certificate(context.get(), chain[0].get()) == 1;
+  for (size_t i = 1; is_good && i < chain.size(); ++i) {
+    is_good = SSL_CTX_add1_chain_cert(context.get(), chain[i].get()) == 1;
+  }
+  if (!is_good) {
+    ERR_clear_error();
+    return Bad(paths.certificate,
+               "a certificate is not fit for TLS, such as by a short key");
+  }
+  const bool matches = SSL_CTX_use_PrivateKey(context.get(), key) == 1 &&
+                       SSL_CTX_check_private_key(context.get()) == 1;
+  ERR_clear_error();
+  if (matches) return absl::OkStatus();
+  return Bad(paths.key, absl::StrCat("is not the key of ", paths.certificate));
+}
+
+std::string TakeText(BIO* bio) {
+  char* data = nullptr;
+  const long size = BIO_get_mem_data(bio, &data);
+  return std::string(data, static_cast<size_t>(std::max(size, 0L)));
+}
+
+// Nothing but what was checked: a file may hold more.
+std::string ToPem(const std::vector<X509Ptr>& certificates) {
+  const BioPtr bio(BIO_new(BIO_s_mem()));
+  for (const X509Ptr& certificate : certificates) {
+    PEM_write_bio_X509(bio.get(), certificate.get());
+  }
+  return TakeText(bio.get());
+}
+
+std::string ToPem(EVP_PKEY* key) {
+  const BioPtr bio(BIO_new(BIO_s_mem()));
+  PEM_write_bio_PrivateKey(bio.get(), key, nullptr, nullptr, 0, nullptr,
+                           nullptr);
+  return TakeText(bio.get());
 }
 
 }  // namespace
@@ -153,27 +222,19 @@ absl::StatusOr<Certificates::Contents> Certificates::Read(
                    ReadFile(paths.certificate, kMaxPemBytes));
   ASSIGN_OR_RETURN(const auto certificates,
                    ReadCertificates(chain, paths.certificate));
-  contents.server_expiry = ExpiryOf(certificates.front().get());
-  if (contents.server_expiry <= absl::Now()) {
-    return Bad(paths.certificate,
-               absl::StrCat("the certificate has expired on ",
-                            Date(contents.server_expiry)));
-  }
+  ASSIGN_OR_RETURN(contents.server_expiry,
+                   CheckTimes(certificates, paths.certificate));
   ASSIGN_OR_RETURN(const std::string key_text,
                    ReadFile(paths.key, kMaxPemBytes));
   ASSIGN_OR_RETURN(const KeyPtr key, ReadKey(key_text, paths.key));
-  const bool matches =
-      X509_check_private_key(certificates.front().get(), key.get()) == 1;
-  ERR_clear_error();
-  if (!matches) {
-    return Bad(paths.key,
-               absl::StrCat("is not the key of ", paths.certificate));
-  }
-  contents.identity = absl::StrCat(chain, "\n", key_text);
+  RETURN_IF_ERROR(CheckUsable(certificates, key.get(), paths));
+  contents.identity = ToPem(certificates) + ToPem(key.get());
   if (paths.client_ca.empty()) return contents;
-  ASSIGN_OR_RETURN(contents.client_ca, ReadFile(paths.client_ca, kMaxPemBytes));
+  ASSIGN_OR_RETURN(const std::string bundle,
+                   ReadFile(paths.client_ca, kMaxPemBytes));
   ASSIGN_OR_RETURN(const auto authorities,
-                   ReadCertificates(contents.client_ca, paths.client_ca));
+                   ReadCertificates(bundle, paths.client_ca));
+  contents.client_ca = ToPem(authorities);
   contents.client_ca_expiry = absl::InfiniteFuture();
   for (const X509Ptr& authority : authorities) {
     // A bundle may keep old ones beside new ones.

@@ -29,7 +29,7 @@ struct CertificatePaths {
 class Certificates {
  public:
   // An error names the file and what is wrong: not there, not PEM, a key that
-  // is not the certificate's, expired.
+  // is not the certificate's, expired or not valid yet, not fit for TLS.
   static absl::StatusOr<std::unique_ptr<Certificates>> FromFiles(
       const CertificatePaths& paths);
   ~Certificates();
@@ -42,8 +42,8 @@ class Certificates {
   // Reads the files again. What is bad changes nothing; it is logged once.
   Reload LookAgain();
 
-  // The end of the server's certificate, and the first end among the clients'
-  // CAs that have not ended: of those in use.
+  // The first end in the server's chain, and the first among the clients' CAs
+  // that have not ended: of those in use.
   absl::Time server_expiry() const;
   std::optional<absl::Time> client_ca_expiry() const;
 

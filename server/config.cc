@@ -1,9 +1,10 @@
 #include "server/config.h"
 
+#include <arpa/inet.h>
+
 #include <limits>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -277,6 +278,18 @@ void AddFlags(FlagSet& flags, ServerConfig& config) {
   flags.ReadFileAndEnvironment("OVERFILL");
 }
 
+absl::Status CheckTimes(const ServerConfig& config) {
+  if (config.drain_delay > absl::ZeroDuration() &&
+      config.drain_delay >= config.drain_timeout) {
+    return Invalid("--drain_delay: must be shorter than --drain_timeout");
+  }
+  if (config.max_connection_age > absl::ZeroDuration() &&
+      config.max_connection_age < absl::Seconds(1)) {
+    return Invalid("--max_connection_age: must be 0 or at least 1s");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSecurity(const ServerConfig& config) {
   if (config.tls_cert.empty() != config.tls_key.empty()) {
     return Invalid("--tls_cert and --tls_key: one needs the other");
@@ -322,7 +335,11 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
 }
 
 bool HostPort::is_loopback() const {
-  return host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
+  in_addr v4;
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) {
+    return ntohl(v4.s_addr) >> 24 == 127;
+  }
+  return host == "localhost" || host == "::1";
 }
 
 std::string ServerHelp() {
@@ -362,6 +379,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(
   if (result.config.decode_model.empty()) {
     return Invalid("--decode_model: needed; see --help");
   }
+  RETURN_IF_ERROR(CheckTimes(result.config));
   RETURN_IF_ERROR(CheckSecurity(result.config));
   return result;
 }

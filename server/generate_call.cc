@@ -24,6 +24,16 @@ const char* CancelReason(const absl::Status& status) {
   }
 }
 
+// What gRPC's own retries are to wait; none: their own backoff, which is better
+// for short waits, as each try counts. Negative: not to try, as the deadline
+// comes first.
+std::optional<std::chrono::milliseconds> RetryPushback(
+    std::chrono::nanoseconds delay, std::chrono::nanoseconds left) {
+  if (delay < std::chrono::seconds(1)) return std::nullopt;
+  if (delay >= left) return std::chrono::milliseconds(-1);
+  return std::chrono::ceil<std::chrono::milliseconds>(delay);
+}
+
 }  // namespace
 
 std::shared_ptr<GenerateCall> GenerateCall::Create(
@@ -84,10 +94,15 @@ void GenerateCall::Submit(Request request) {
 }
 
 void GenerateCall::SetCaller(RequestLogEntry record,
-                             std::unique_ptr<QuotaPlace> place) {
+                             std::shared_ptr<QuotaPlace> place) {
   MutexLock lock(&mu_);
   record_ = std::move(record);
   if (!finished_) place_ = std::move(place);
+}
+
+std::shared_ptr<QuotaPlace> GenerateCall::place() const {
+  MutexLock lock(&mu_);
+  return place_;
 }
 
 void GenerateCall::SetPrompt(std::string prompt) {
@@ -110,10 +125,12 @@ void GenerateCall::EndRefused(
     const absl::Status& status, absl::string_view reason,
     std::optional<std::chrono::nanoseconds> retry_after) {
   if (parts_.log != nullptr) parts_.log->Refused(record(), status, reason);
-  const auto delay =
-      retry_after ? *retry_after : parts_.scheduler->RetryAfter();
+  std::chrono::nanoseconds delay{0};
   if (status.code() == absl::StatusCode::kResourceExhausted) {
-    SetRetryPushback(std::chrono::ceil<std::chrono::milliseconds>(delay));
+    delay = retry_after ? *retry_after : parts_.scheduler->RetryAfter();
+    const auto pushback =
+        RetryPushback(delay, deadline_ - std::chrono::steady_clock::now());
+    if (pushback) SetRetryPushback(*pushback);
   }
   EndCall(ToGrpcStatus(RefusedStatus(status, delay)));
 }
@@ -171,8 +188,10 @@ bool GenerateCall::is_over() const {
 bool GenerateCall::IsLive(absl::string_view tenant,
                           absl::string_view request_id) const {
   MutexLock lock(&mu_);
-  return uid_ && !finished_ && record_.tenant == tenant &&
-         record_.request_id == request_id;
+  // The id is free again once the request has ended, however long its stream is
+  // being read.
+  return uid_ && !finished_ && queue_ != nullptr && !queue_->is_finished() &&
+         record_.tenant == tenant && record_.request_id == request_id;
 }
 
 void GenerateCall::Pump() {

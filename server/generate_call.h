@@ -63,7 +63,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Whose it is, before all else: what the log says of it, and its place among
   // its tenant's requests, null where there is none. The place is given back
   // before the client sees the end.
-  void SetCaller(RequestLogEntry record, std::unique_ptr<QuotaPlace> place);
+  void SetCaller(RequestLogEntry record, std::shared_ptr<QuotaPlace> place);
 
   // One of the three, once. No effect on a call that was cancelled before.
   // RESOURCE_EXHAUSTED comes with the time after which to try again, where none
@@ -73,6 +73,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Refuse(const absl::Status& status, const char* reason,
               std::optional<std::chrono::nanoseconds> retry_after = {});
   void RefuseQuietly(const absl::Status& status);
+  std::shared_ptr<QuotaPlace> place() const;
   // Before Submit: for the log.
   void SetPrompt(std::string prompt);
 
@@ -106,7 +107,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   virtual void SendHeaders() { StartSendInitialMetadata(); }
   virtual void Write(const grpc::ByteBuffer* message) { StartWrite(message); }
   virtual void EndCall(const grpc::Status& status) { Finish(status); }
-  // Before EndCall: what gRPC's own retries wait for.
+  // Before EndCall: what gRPC's own retries wait for; negative: they end.
   virtual void SetRetryPushback(std::chrono::milliseconds delay) {
     context_->AddTrailingMetadata("grpc-retry-pushback-ms",
                                   std::to_string(delay.count()));
@@ -140,7 +141,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   mutable Mutex mu_;
   RequestLogEntry record_ ABSL_GUARDED_BY(mu_);
-  std::unique_ptr<QuotaPlace> place_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<QuotaPlace> place_ ABSL_GUARDED_BY(mu_);
   // gRPC holds a plain pointer until OnDone.
   std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mu_);
   // Null before Submit and after OnDone: the queue's callback owns the call.

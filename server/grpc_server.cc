@@ -37,10 +37,15 @@ constexpr int kMinPingIntervalMs = 10'000;
 constexpr int kKeepaliveTimeMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
 
-// Of one message's metadata; gRPC's default, stated.
-constexpr int kMaxMetadataBytes = 8 << 10;
+// Of one call's metadata. What is over it ends the connection, with all other
+// calls on it, so that it is far above what gateways let through.
+constexpr int kMaxMetadataBytes = 128 << 10;
+// Of one connection to the health port.
+constexpr int kMaxHealthStreams = 16;
 // Who has not said hello by then is gone; gRPC's default is two minutes.
 constexpr int kHandshakeTimeoutMs = 10'000;
+
+constexpr std::chrono::milliseconds kCancelPeriod{50};
 
 // How gRPC's own log begins the line of a handshake that OpenSSL refused. It
 // tells nobody else.
@@ -198,6 +203,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
 absl::Status GrpcServer::StartHealth(const HostPort& listen) {
   grpc::ServerBuilder builder;
   SetLimits(builder);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                             kMaxHealthStreams);
   builder.SetOption(std::make_unique<NoReflection>());
   builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(),
                            &health_port_);
@@ -238,19 +245,25 @@ void GrpcServer::BeginShutdown() {
   });
 }
 
+bool GrpcServer::WaitShutDown(std::chrono::steady_clock::time_point end) {
+  MutexLock lock(&mu_);
+  while (!is_shut_down_) {
+    const auto left = end - std::chrono::steady_clock::now();
+    if (left <= std::chrono::nanoseconds(0)) return false;
+    shut_down_.WaitFor(&mu_, left);
+  }
+  return true;
+}
+
 void GrpcServer::FinishShutdown(absl::Duration grace) {
   const auto end =
       std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(grace);
-  {
-    MutexLock lock(&mu_);
-    while (!is_shut_down_) {
-      const auto left = end - std::chrono::steady_clock::now();
-      if (left <= std::chrono::nanoseconds(0)) break;
-      shut_down_.WaitFor(&mu_, left);
-    }
+  while (!WaitShutDown(end)) {
+    // Those who watch the health never end by themselves. More than once: the
+    // shutdown may just begin, and calls still come in.
+    grpc_server_cancel_all_calls(server_->c_server());
+    if (WaitShutDown(std::chrono::steady_clock::now() + kCancelPeriod)) break;
   }
-  // Those who watch the health never end by themselves.
-  grpc_server_cancel_all_calls(server_->c_server());
   shutdown_.join();
   is_finished_ = true;
   // The last, so that a probe sees NOT_SERVING until the end.

@@ -2,6 +2,7 @@
 #ifndef OVERFILL_SERVER_GRPC_SERVER_H_
 #define OVERFILL_SERVER_GRPC_SERVER_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -75,6 +76,8 @@ class GrpcServer {
  private:
   GrpcServer() = default;
   absl::Status StartHealth(const HostPort& listen);
+  // False when `end` came first.
+  bool WaitShutDown(std::chrono::steady_clock::time_point end);
 
   grpc::CallbackGenericService unimplemented_;
   std::unique_ptr<grpc::Server> server_;

@@ -69,31 +69,35 @@ InferenceService::InferenceService(const ServiceOptions& options,
                 for (const auto& call : Streams()) call->CutIfUnread(now);
               }) {}
 
-InferenceService::NewStream InferenceService::Open(
+std::shared_ptr<GenerateCall> InferenceService::Open(
     grpc::CallbackServerContext* context, SteadyTime deadline) {
   const CallParts parts = {.scheduler = scheduler_,
                            .pump = &pump_,
                            .observer = observer_,
                            .log = options_.log,
                            .linger = options_.linger};
-  NewStream result;
-  result.call = GenerateCall::Create(context, deadline, parts,
-                                     [this](GenerateCall* ended) {
-                                       MutexLock lock(&mu_);
-                                       const auto found = streams_.find(ended);
-                                       if (found->second.is_counted)
-                                         --num_open_;
-                                       streams_.erase(found);
-                                       // Under the lock: the service may be
-                                       // gone right after.
-                                       if (streams_.empty())
-                                         call_ended_.NotifyAll();
-                                     });
+  auto call = GenerateCall::Create(
+      context, deadline, parts, [this](GenerateCall* ended) { Close(ended); });
   MutexLock lock(&mu_);
-  result.is_over_bound = num_open_ >= options_.max_open_streams;
-  if (!result.is_over_bound) ++num_open_;
-  streams_[result.call.get()] = {result.call, !result.is_over_bound};
-  return result;
+  streams_[call.get()] = {call, /*is_counted=*/false};
+  return call;
+}
+
+void InferenceService::Close(GenerateCall* ended) {
+  MutexLock lock(&mu_);
+  const auto found = streams_.find(ended);
+  const bool was_counted = found->second.is_counted;
+  streams_.erase(found);
+  // Under the lock: the service may be gone right after.
+  if (was_counted && --num_open_ == 0) call_ended_.NotifyAll();
+}
+
+bool InferenceService::CountStream(GenerateCall* call) {
+  MutexLock lock(&mu_);
+  if (num_open_ >= options_.max_open_streams) return false;
+  ++num_open_;
+  streams_.find(call)->second.is_counted = true;
+  return true;
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
@@ -101,10 +105,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
   const SteadyTime arrival = std::chrono::steady_clock::now();
   const SteadyTime deadline = ToSteady(context->deadline());
   const StatusOrTenant tenant = TenantOf(*context);
-  const auto [call, is_over_bound] = Open(context, deadline);
+  const std::shared_ptr<GenerateCall> call = Open(context, deadline);
   const size_t bytes = request->Length();
   if (!LetIn(*call, *context, tenant, arrival)) return call.get();
-  if (is_over_bound) {
+  // Not before: who is not let in takes nobody's place, however long it leaves
+  // its refusal unread.
+  if (!CountStream(call.get())) {
     call->Refuse(absl::ResourceExhaustedError("too many streams are open"),
                  "open_streams");
     return call.get();
@@ -116,11 +122,14 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
   } else if (bytes < kLargeRequestBytes) {
     Begin(*call, *request, **tenant, arrival, deadline);
   } else {
-    // The copy shares the bytes, and outlives a call that is cancelled.
-    const bool is_taken = tasks_.Submit(
-        static_cast<int64_t>(bytes),
-        [this, call = call, copy = *request, tenant = *tenant, arrival,
-         deadline] { Begin(*call, copy, *tenant, arrival, deadline); });
+    // The copy shares the bytes, and outlives a call that is cancelled, as its
+    // place does: there is work for it.
+    const bool is_taken =
+        tasks_.Submit(static_cast<int64_t>(bytes),
+                      [this, call, place = call->place(), copy = *request,
+                       tenant = *tenant, arrival, deadline] {
+                        Begin(*call, copy, *tenant, arrival, deadline);
+                      });
     if (!is_taken) {
       call->Refuse(
           absl::ResourceExhaustedError("too many prompts wait for a tokenizer"),
@@ -161,10 +170,14 @@ bool InferenceService::LetIn(GenerateCall& call,
   QuotaRefusal refusal;
   call.SetCaller(std::move(entry), quotas_.Begin(**tenant, arrival, &refusal));
   if (refusal.status.ok()) return true;
-  const bool knows_when = refusal.retry_after.count() > 0;
-  call.Refuse(refusal.status, refusal.reason,
-              knows_when ? std::optional(refusal.retry_after) : std::nullopt);
+  call.Refuse(refusal.status, refusal.reason, RetryAfter(refusal));
   return false;
+}
+
+std::chrono::nanoseconds InferenceService::RetryAfter(
+    const QuotaRefusal& refusal) const {
+  return refusal.retry_after.count() > 0 ? refusal.retry_after
+                                         : scheduler_->RetryAfter();
 }
 
 void InferenceService::Begin(GenerateCall& call, const grpc::ByteBuffer& bytes,
@@ -210,8 +223,12 @@ grpc::ServerUnaryReactor* InferenceService::Answer(
     MutexLock lock(&mu_);
     ++num_unary_;
   }
+  const auto finish = [=, this](const absl::Status& status) {
+    reactor->Finish(ToGrpcStatus(status));
+    EndUnary();
+  };
   // All of it is the call's, which stays until it is finished.
-  const auto answer = [=, this] {
+  const auto answer = [=] {
     RequestProto proto;
     absl::Status status = FromWire(*request, &proto);
     if (status.ok()) {
@@ -219,17 +236,34 @@ grpc::ServerUnaryReactor* InferenceService::Answer(
       status = result.status();
       if (status.ok()) *response = ToWire(*result);
     }
-    reactor->Finish(ToGrpcStatus(status));
-    EndUnary();
+    finish(status);
   };
   const size_t bytes = request->Length();
   if (bytes < kLargeRequestBytes) {
     answer();
-  } else if (!tasks_.Submit(static_cast<int64_t>(bytes), answer)) {
-    reactor->Finish(ToGrpcStatus(RefusedStatus(
+    return reactor;
+  }
+  // Work for a tokenizer's thread counts among the tenant's requests.
+  QuotaRefusal refusal;
+  std::shared_ptr<QuotaPlace> place;
+  if (authenticator_->needs_token()) {
+    place = quotas_.Begin(**tenant, std::chrono::steady_clock::now(), &refusal);
+  }
+  const auto task = [=] {
+    // `place` is held until here.
+    static_cast<void>(place);
+    if (context->IsCancelled()) {
+      finish(absl::CancelledError("the client cancelled"));
+    } else {
+      answer();
+    }
+  };
+  if (!refusal.status.ok()) {
+    finish(RefusedStatus(refusal.status, RetryAfter(refusal)));
+  } else if (!tasks_.Submit(static_cast<int64_t>(bytes), task)) {
+    finish(RefusedStatus(
         absl::ResourceExhaustedError("too many texts wait for a tokenizer"),
-        scheduler_->RetryAfter())));
-    EndUnary();
+        scheduler_->RetryAfter()));
   }
   return reactor;
 }
@@ -308,7 +342,7 @@ bool InferenceService::WaitNoStreams(std::chrono::nanoseconds timeout) {
   MutexLock lock(&mu_);
   return WaitUntil(timeout, [this] {
     mu_.AssertHeld();
-    return streams_.empty();
+    return num_open_ == 0;
   });
 }
 

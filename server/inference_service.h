@@ -78,7 +78,7 @@ class InferenceService : public RawInference {
   int32_t num_open_streams() const;
   // Ends every stream that is open now with `status`.
   void EndStreams(const absl::Status& status);
-  // Waits until no stream is open; false when `timeout` passed first.
+  // Waits until none of them is open; false when `timeout` passed first.
   bool WaitNoStreams(std::chrono::nanoseconds timeout);
   // The same for all other calls.
   bool WaitNoUnaryCalls(std::chrono::nanoseconds timeout);
@@ -88,16 +88,16 @@ class InferenceService : public RawInference {
     std::weak_ptr<GenerateCall> call;
     bool is_counted = false;
   };
-  struct NewStream {
-    std::shared_ptr<GenerateCall> call;
-    bool is_over_bound = false;
-  };
-
   using StatusOrTenant = absl::StatusOr<std::shared_ptr<const Tenant>>;
 
   // UNAUTHENTICATED is counted.
   StatusOrTenant TenantOf(const grpc::CallbackServerContext& context) const;
-  NewStream Open(grpc::CallbackServerContext* context, SteadyTime deadline);
+  std::shared_ptr<GenerateCall> Open(grpc::CallbackServerContext* context,
+                                     SteadyTime deadline);
+  void Close(GenerateCall* ended);
+  // False: there are max_open_streams.
+  bool CountStream(GenerateCall* call);
+  std::chrono::nanoseconds RetryAfter(const QuotaRefusal& refusal) const;
   // Finds out whose call it is and gives it its place; false: it is refused.
   bool LetIn(GenerateCall& call, const grpc::CallbackServerContext& context,
              const StatusOrTenant& tenant, SteadyTime arrival);

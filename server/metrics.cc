@@ -80,6 +80,27 @@ constexpr const char* kOutcomes[] = {"stop",
                                      "unavailable",
                                      "internal"};
 
+// All of them, so that the first refusal of a kind is seen to rise from 0.
+constexpr const char* kRejections[] = {"cancelled",
+                                       "deadline",
+                                       "deadline_unreachable",
+                                       "draining",
+                                       "duplicate",
+                                       "invalid",
+                                       "invalid_argument",
+                                       "open_streams",
+                                       "permission",
+                                       "queue_full",
+                                       "queued_bytes",
+                                       "queued_tokens",
+                                       "tenant_in_flight",
+                                       "tenant_queue_full",
+                                       "tenant_queued_bytes",
+                                       "tenant_queued_tokens",
+                                       "tenant_rate",
+                                       "tokenizer_full",
+                                       "too_large"};
+
 }  // namespace
 
 ServerMetrics::ServerMetrics(const InfoLabels& build, const InfoLabels& model)
@@ -94,6 +115,7 @@ ServerMetrics::ServerMetrics(const InfoLabels& build, const InfoLabels& model)
                    .Name("overfill_requests_rejected_total")
                    .Help("Requests that were not admitted, by reason.")
                    .Register(*registry_);
+  for (const char* reason : kRejections) rejected_->Add({{"reason", reason}});
   AddPathMetrics();
   AddPoolMetrics();
   AddMigrationMetrics();

@@ -5,6 +5,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -84,6 +85,10 @@ double CpuSeconds() {
 
 class ProcessMetrics : public prometheus::Collectable {
  public:
+  // Read once: what the kernel says of its own start moves with its clock, and
+  // a start that moves is a restart to whoever watches.
+  ProcessMetrics() : boot_seconds_(BootTimeSeconds()) {}
+
   std::vector<MetricFamily> Collect() const override {
     std::vector<MetricFamily> families;
     const auto gauge = [&families](const char* name, const char* help,
@@ -100,10 +105,10 @@ class ProcessMetrics : public prometheus::Collectable {
                         prometheus::MetricType::Counter,
                         {std::move(cpu)}});
     if (const auto stat = ProcStat::Read()) {
-      if (const auto boot = BootTimeSeconds()) {
+      if (boot_seconds_) {
         gauge("process_start_time_seconds", "Start, since the epoch.",
-              *boot + stat->Number(kStartTicks) /
-                          static_cast<double>(sysconf(_SC_CLK_TCK)));
+              *boot_seconds_ + stat->Number(kStartTicks) /
+                                   static_cast<double>(sysconf(_SC_CLK_TCK)));
       }
       gauge("process_resident_memory_bytes", "Memory that is in use.",
             stat->Number(kResidentPages) *
@@ -122,6 +127,9 @@ class ProcessMetrics : public prometheus::Collectable {
     }
     return families;
   }
+
+ private:
+  const std::optional<double> boot_seconds_;
 };
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace overfill {
 namespace {
 
 constexpr double kMinuteSeconds = 60;
+constexpr double kLongestSeconds = 3600;  // of a wait that a client is told
 
 double Seconds(std::chrono::nanoseconds duration) {
   return std::chrono::duration<double>(duration).count();
@@ -33,7 +34,8 @@ QuotaRefusal TenantUse::Begin(const TenantLimits& limits, SteadyTime now) {
     return {QuotaError("your tokens of this minute are used up",
                        "tokens_per_minute"),
             "tenant_rate",
-            std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9))};
+            std::chrono::nanoseconds(static_cast<int64_t>(
+                std::min(seconds, kLongestSeconds) * 1e9))};
   }
   ++in_flight_;
   return {};
@@ -66,7 +68,7 @@ int32_t TenantUse::in_flight() const {
   return in_flight_;
 }
 
-std::unique_ptr<QuotaPlace> Quotas::Begin(const Tenant& tenant, SteadyTime now,
+std::shared_ptr<QuotaPlace> Quotas::Begin(const Tenant& tenant, SteadyTime now,
                                           QuotaRefusal* refusal) {
   std::shared_ptr<TenantUse> use;
   {
@@ -77,7 +79,7 @@ std::unique_ptr<QuotaPlace> Quotas::Begin(const Tenant& tenant, SteadyTime now,
   }
   *refusal = use->Begin(tenant.limits, now);
   if (!refusal->status.ok()) return nullptr;
-  return std::make_unique<QuotaPlace>(std::move(use));
+  return std::make_shared<QuotaPlace>(std::move(use));
 }
 
 }  // namespace overfill

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -51,7 +52,8 @@ class TenantUse {
   SteadyTime filled_at_ ABSL_GUARDED_BY(mu_);
 };
 
-// A request's place among its tenant's; gives it back when it goes.
+// A request's place among its tenant's, shared by what works for it; given back
+// with the last of them.
 class QuotaPlace {
  public:
   explicit QuotaPlace(std::shared_ptr<TenantUse> use) : use_(std::move(use)) {}
@@ -69,7 +71,7 @@ class QuotaPlace {
 class Quotas {
  public:
   // Null where it is refused.
-  std::unique_ptr<QuotaPlace> Begin(const Tenant& tenant, SteadyTime now,
+  std::shared_ptr<QuotaPlace> Begin(const Tenant& tenant, SteadyTime now,
                                     QuotaRefusal* refusal);
 
  private:

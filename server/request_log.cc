@@ -1,6 +1,7 @@
 #include "server/request_log.h"
 
 #include <chrono>
+#include <utility>
 
 #include "server/errors.h"
 

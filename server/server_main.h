@@ -2,20 +2,9 @@
 #ifndef OVERFILL_SERVER_SERVER_MAIN_H_
 #define OVERFILL_SERVER_SERVER_MAIN_H_
 
-#include <functional>
-#include <memory>
-
-#include "scheduler/kv_transport.h"
+#include "server/serving.h"
 
 namespace overfill {
-
-// What another program may put into the server.
-struct ServerHooks {
-  // Wraps what moves KV; null: nothing does. For servers that are tested with
-  // planted faults.
-  std::function<std::unique_ptr<KvTransport>(std::unique_ptr<KvTransport>)>
-      decorate_transport = nullptr;
-};
 
 // All of main, once per process and before any thread of it is started. Returns
 // the exit code: 0 after a drain, 2 for a bad flag, model or pair.

@@ -20,10 +20,6 @@ bool IsZero(absl::string_view text) {
   return text.find_first_not_of('0') == absl::string_view::npos;
 }
 
-int DigitValue(char digit) {
-  return digit <= '9' ? digit - '0' : digit - 'a' + 10;
-}
-
 }  // namespace
 
 std::optional<TraceContext> ParseTraceParent(absl::string_view header) {
@@ -43,8 +39,7 @@ std::optional<TraceContext> ParseTraceParent(absl::string_view header) {
     return std::nullopt;
   }
   return TraceContext{.trace_id = std::string(trace),
-                      .parent_id = std::string(parent),
-                      .is_sampled = (DigitValue(flags[1]) & 1) != 0};
+                      .parent_id = std::string(parent)};
 }
 
 }  // namespace overfill

@@ -13,7 +13,6 @@ namespace overfill {
 struct TraceContext {
   std::string trace_id;   // 32 hex digits, not all 0
   std::string parent_id;  // the caller's span: 16 hex digits, not all 0
-  bool is_sampled = false;
 };
 
 // Of the header `traceparent`; nothing where it is not one, as the standard

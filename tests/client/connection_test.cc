@@ -30,6 +30,19 @@ TEST(ConnectionTest, BadFilesAreNamed) {
   EXPECT_THAT(ErrorOf({.token_file = "/no/token"}), HasSubstr("/no/token"));
 }
 
+TEST(ConnectionTest, ATokenCrossesNoNetworkInTheClear) {
+  const std::string token = WriteFile("clear", "secret");
+  for (const char* target : {"example.org:1", "10.0.0.1:1", "dns:///host:1"}) {
+    EXPECT_THAT(ErrorOf({.target = target, .token_file = token}),
+                HasSubstr("without TLS"));
+    EXPECT_EQ(ErrorOf({.target = target, .tls = true, .token_file = token}),
+              "");
+  }
+  for (const char* target : {"localhost:1", "127.0.0.1:1", "[::1]:1"}) {
+    EXPECT_EQ(ErrorOf({.target = target, .token_file = token}), "");
+  }
+}
+
 TEST(ConnectionTest, ATokenIsOneWord) {
   const auto error_of = [](const std::string& text) {
     return ErrorOf({.token_file = WriteFile("token", text)});

@@ -9,9 +9,13 @@ import harness
 from harness import Server, pb2
 
 
-def document():
-    with open(os.path.join(harness.ROOT, "docs", "api.md")) as file:
+def read(*path):
+    with open(os.path.join(harness.ROOT, *path)) as file:
         return file.read()
+
+
+def document():
+    return read("docs", "api.md")
 
 
 def section(title):
@@ -55,6 +59,26 @@ class DocsTest(unittest.TestCase):
         # There are none without TLS.
         served.add("overfill_certificate_expiry_timestamp_seconds")
         self.assertEqual(documented, served)
+
+    def test_the_operations_guide_leaves_nothing_out(self):
+        guide = read("docs", "operations.md")
+        for flag, _ in flags_of(harness.server_binary):
+            name = flag.split("=")[0]
+            if name not in ("--help", "--version"):
+                self.assertRegex(guide, rf"`{name}[`=]")
+        for metric in re.findall(r"^\| `(overfill_\w+)`", section("Metrics"),
+                                 re.MULTILINE):
+            self.assertIn(f"`{metric}", guide)
+
+    def test_every_alert_leads_to_its_page(self):
+        guide = read("docs", "operations.md")
+        headings = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+                    for title in re.findall(r"^#+ (.*)$", guide, re.MULTILINE)}
+        rules = read("deploy", "monitoring", "rules", "overfill.alerts.yaml")
+        pages = re.findall(r"runbook_url: docs/operations\.md#(\S+)", rules)
+        self.assertGreater(len(pages), 10)
+        self.assertEqual(len(pages), len(re.findall(r"- alert: ", rules)))
+        self.assertEqual([page for page in pages if page not in headings], [])
 
     def test_every_field_is_named(self):
         """Of requests with its path, of responses by its name."""

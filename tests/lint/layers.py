@@ -19,7 +19,7 @@ LAYERS = ("base", "kernels", "engine", "scheduler", "server")
 # Programs beside the server: they speak to it, or measure what they name.
 MAY_INCLUDE = {
     "client": {"base", "client"},
-    "benchmarks": {"base", "kernels", "engine", "benchmarks"},
+    "benchmarks": {"base", "client", "kernels", "engine", "benchmarks"},
 }
 PROTO_FOLDERS = ("proto", "server", "client", "benchmarks")
 MAX_LINES = 500

@@ -31,11 +31,13 @@ struct Pem {
 };
 
 // A certificate that has signed itself.
-Pem MakePem(absl::Duration lifetime = absl::Hours(24)) {
-  EVP_PKEY* const key = EVP_EC_gen("P-256");
+Pem MakePem(absl::Duration lifetime = absl::Hours(24),
+            absl::Duration begin = -absl::Hours(2),
+            EVP_PKEY* key = EVP_EC_gen("P-256")) {
   X509* const certificate = X509_new();
   ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
-  X509_gmtime_adj(X509_getm_notBefore(certificate), -7200);
+  X509_gmtime_adj(X509_getm_notBefore(certificate),
+                  absl::ToInt64Seconds(begin));
   X509_gmtime_adj(X509_getm_notAfter(certificate),
                   absl::ToInt64Seconds(lifetime));
   X509_set_pubkey(certificate, key);
@@ -99,6 +101,14 @@ TEST_F(CertificatesTest, WhatIsBadIsNamed) {
   EXPECT_THAT(ErrorOf(Paths()), HasSubstr("holds no certificates"));
   certificate_.Write(first_.certificate + "-----BEGIN CERTIFICATE-----\nAA");
   EXPECT_THAT(ErrorOf(Paths()), HasSubstr("holds no certificates"));
+  const Pem future = MakePem(absl::Hours(24), absl::Hours(1));
+  certificate_.Write(future.certificate);
+  key_.Write(future.key);
+  EXPECT_THAT(ErrorOf(Paths()), HasSubstr("not valid before"));
+  const Pem weak = MakePem(absl::Hours(24), -absl::Hours(2), EVP_RSA_gen(1024));
+  certificate_.Write(weak.certificate);
+  key_.Write(weak.key);
+  EXPECT_THAT(ErrorOf(Paths()), HasSubstr("not fit for TLS"));
   const Pem old = MakePem(-absl::Hours(1));
   certificate_.Write(old.certificate);
   key_.Write(old.key);
@@ -109,6 +119,27 @@ TEST_F(CertificatesTest, WhatIsBadIsNamed) {
   EXPECT_THAT(ErrorOf(Paths(true)), HasSubstr("have expired"));
   client_ca_.Write("");
   EXPECT_THAT(ErrorOf(Paths(true)), HasSubstr("holds no certificates"));
+}
+
+TEST_F(CertificatesTest, AnIssuerEndsTheChain) {
+  certificate_.Write(second_.certificate + first_.certificate);
+  key_.Write(second_.key);
+  const auto made = Certificates::FromFiles(Paths());
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_NEAR(absl::ToDoubleSeconds((*made)->server_expiry() - absl::Now()),
+              24 * 3600, 60);
+  certificate_.Write(second_.certificate +
+                     MakePem(-absl::Hours(1)).certificate);
+  EXPECT_THAT(ErrorOf(Paths()), HasSubstr("has expired on"));
+}
+
+// What gRPC reads is what was checked.
+TEST_F(CertificatesTest, OtherThingsInTheFilesAreLeftOut) {
+  certificate_.Write("some text\n" + second_.key + first_.certificate);
+  const auto made = Certificates::FromFiles(Paths());
+  ASSERT_TRUE(made.ok()) << made.status();
+  certificate_.Write(first_.certificate);
+  EXPECT_EQ((*made)->LookAgain(), Reload::kUnchanged);
 }
 
 TEST_F(CertificatesTest, ABundleMayHoldOldOnes) {

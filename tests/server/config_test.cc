@@ -288,7 +288,8 @@ TEST(ConfigTest, PlaintextStaysOnThisMachineUnlessAskedFor) {
   for (const char* host : {"127.0.0.1", "127.8.9.10", "localhost", "[::1]"}) {
     EXPECT_TRUE(ParseWithModels({absl::StrCat("--listen=", host, ":5")}).ok());
   }
-  for (const char* host : {"0.0.0.0", "", "10.0.0.1", "[::]", "example.org"}) {
+  for (const char* host : {"0.0.0.0", "", "10.0.0.1", "[::]", "example.org",
+                           "127.example.com", "1.127.0.1"}) {
     const std::string listen = absl::StrCat("--listen=", host, ":5");
     EXPECT_THAT(ErrorOf({listen}), HasSubstr("--allow_plaintext")) << host;
     EXPECT_TRUE(ParseWithModels({listen, "--allow_plaintext"}).ok());
@@ -301,6 +302,15 @@ TEST(ConfigTest, CertificatesComeWhole) {
   EXPECT_THAT(ErrorOf({"--tls_key=k"}), HasSubstr("one needs the other"));
   EXPECT_THAT(ErrorOf({"--tls_client_ca=a"}), HasSubstr("--tls_client_ca"));
   EXPECT_THAT(ErrorOf({"--tls_refresh=0"}), HasSubstr("--tls_refresh"));
+}
+
+TEST(ConfigTest, TimesFitEachOther) {
+  EXPECT_THAT(ErrorOf({"--drain_delay=30s"}),
+              HasSubstr("shorter than --drain_timeout"));
+  EXPECT_TRUE(ParseWithModels({"--drain_delay=29s"}).ok());
+  EXPECT_TRUE(ParseWithModels({"--drain_timeout=0s"}).ok());
+  EXPECT_THAT(ErrorOf({"--max_connection_age=1us"}), HasSubstr("at least 1s"));
+  EXPECT_TRUE(ParseWithModels({"--max_connection_age=1s"}).ok());
 }
 
 TEST(ConfigTest, TheHealthPortIsOffUntilNamed) {

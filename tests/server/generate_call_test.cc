@@ -204,6 +204,23 @@ TEST_F(GenerateCallTest, RefusalFinishesWithoutHeaders) {
                                   scheduler_.RetryAfter()));
 }
 
+TEST_F(GenerateCallTest, ShortWaitsAreLeftToTheClientsBackoff) {
+  const auto call = NewCall();
+  call->Refuse(absl::ResourceExhaustedError("full"), "queue_full",
+               std::chrono::milliseconds(999));
+  call->Join();
+  EXPECT_EQ(call->pushback(), std::nullopt);
+}
+
+TEST_F(GenerateCallTest, LongWaitsArePushedBack) {
+  using std::chrono::milliseconds;
+  const auto call = NewCall();
+  call->Refuse(absl::ResourceExhaustedError("full"), "queue_full",
+               milliseconds(1500) + std::chrono::nanoseconds(1));
+  call->Join();
+  EXPECT_EQ(call->pushback(), milliseconds(1501));
+}
+
 TEST_F(GenerateCallTest, OnlyWhatWaitingHelpsIsPushedBack) {
   scheduler_.RefuseNext(absl::UnavailableError("draining"));
   const auto call = NewCall();

@@ -241,7 +241,10 @@ TEST(MetricsEnableTest, NothingCountsBefore) {
       ValueOf(scrape,
               "overfill_requests_total{outcome=\"length\",path=\"full\"}"),
       0);
-  EXPECT_THAT(scrape, Not(HasSubstr("rejected_total{")));
+  EXPECT_THAT(scrape, Not(HasSubstr("reason=\"x\"")));
+  EXPECT_EQ(
+      ValueOf(scrape, "overfill_requests_rejected_total{reason=\"draining\"}"),
+      0);
   EXPECT_EQ(ValueOf(scrape, "overfill_prefix_cache_queried_tokens_total"), 0);
   EXPECT_EQ(ValueOf(scrape, "overfill_preemptions_total"), 0);
   EXPECT_EQ(ValueOf(scrape, "overfill_transfer_retries_total"), 0);

@@ -1,6 +1,7 @@
 #include "server/quotas.h"
 
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -27,7 +28,7 @@ Tenant TenantWith(TenantLimits limits) {
 
 class QuotasTest : public ::testing::Test {
  protected:
-  std::unique_ptr<QuotaPlace> Begin(const Tenant& tenant, SteadyTime now) {
+  std::shared_ptr<QuotaPlace> Begin(const Tenant& tenant, SteadyTime now) {
     return quotas_.Begin(tenant, now, &refusal_);
   }
   Quotas quotas_;
@@ -83,7 +84,7 @@ TEST_F(QuotasTest, WhatIsNotUsedDoesNotAddUp) {
 
 TEST_F(QuotasTest, NoLimitIsNone) {
   const Tenant tenant = TenantWith({});
-  std::vector<std::unique_ptr<QuotaPlace>> places;
+  std::vector<std::shared_ptr<QuotaPlace>> places;
   for (int i = 0; i < 1000; ++i) {
     places.push_back(Begin(tenant, kStart));
     ASSERT_NE(places.back(), nullptr);
@@ -112,29 +113,35 @@ TEST_F(QuotasTest, TimeThatStandsStillOrGoesBackGivesNothing) {
   EXPECT_EQ(Begin(tenant, kStart), nullptr);
 }
 
+TEST_F(QuotasTest, AnEndlessDebtIsABoundedWait) {
+  const Tenant tenant = TenantWith({.max_tokens_per_minute = 1});
+  const auto place = Begin(tenant, kStart);
+  place->Charge(int64_t{1} << 62);
+  EXPECT_EQ(Begin(tenant, kStart), nullptr);
+  EXPECT_EQ(refusal_.retry_after, std::chrono::hours(1));
+}
+
+// All threads ask at once, and nobody leaves before all have been answered.
 TEST_F(QuotasTest, ManyThreadsNeverPassTheLimit) {
-  const Tenant tenant = TenantWith({.max_requests_in_flight = 3});
-  std::atomic<int> inside = 0;
-  std::atomic<int> most = 0;
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
-    threads.emplace_back([&] {
-      for (int i = 0; i < 2000; ++i) {
+  constexpr int kThreads = 8;
+  constexpr int kLimit = 3;
+  const Tenant tenant = TenantWith({.max_requests_in_flight = kLimit});
+  for (int round = 0; round < 200; ++round) {
+    std::barrier all(kThreads);
+    std::atomic<int> inside = 0;
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&] {
         QuotaRefusal refusal;
+        all.arrive_and_wait();
         const auto place = quotas_.Begin(tenant, kStart, &refusal);
-        if (place == nullptr) continue;
-        const int now = ++inside;
-        int seen = most;
-        while (now > seen && !most.compare_exchange_weak(seen, now)) {
-        }
-        place->Charge(1);
-        --inside;
-      }
-    });
+        if (place != nullptr) ++inside;
+        all.arrive_and_wait();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    ASSERT_EQ(inside, kLimit);
   }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_LE(most, 3);
-  EXPECT_NE(Begin(tenant, kStart), nullptr);
 }
 
 }  // namespace

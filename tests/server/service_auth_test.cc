@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/connection.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/server/service_rig.h"
@@ -126,6 +127,23 @@ TEST_F(ServiceAuthTest, NothingWithoutAToken) {
   ASSERT_EQ(failures.size(), 10u);
   EXPECT_EQ(failures[0], Authenticator::Failure::kMissing);
   EXPECT_EQ(failures[9], Authenticator::Failure::kUnknown);
+}
+
+TEST_F(ServiceAuthTest, TheTokenOfAConnectionComesWithEachCall) {
+  const TempFile token("connection_token", "token-1\n");
+  ConnectionOptions options;
+  options.target = absl::StrCat("127.0.0.1:", server_->port());
+  options.token_file = token.path();
+  const auto connection = Connection::Create(options);
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  const auto stub = v1::Inference::NewStub(connection->NewChannel());
+  for (int i = 0; i < 2; ++i) {
+    grpc::ClientContext context;
+    v1::GetModelInfoResponse response;
+    const grpc::Status status = stub->GetModelInfo(&context, {}, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.pair_digest(), "abc");
+  }
 }
 
 TEST_F(ServiceAuthTest, TheSchedulerKnowsTheTenant) {

@@ -1,0 +1,57 @@
+"""Streams answers: Python, asyncio. README.md tells how to run it."""
+
+import asyncio
+import sys
+
+import grpc
+
+import common
+from overfill.v1 import inference_pb2_grpc
+
+
+async def generate(stub, flags, prompt):
+    request = common.make_request(flags, prompt)
+    retries = common.Retries(flags)
+    while True:
+        answer = common.Answer(flags)
+        call = stub.Generate(request, timeout=retries.seconds_left(),
+                             credentials=common.call_credentials(flags))
+        try:
+            async for event in call:
+                answer.add(event)
+            return
+        except grpc.aio.AioRpcError as error:
+            delay = retries.delay(error, answer.has_begun)
+            if delay is None:
+                raise
+        finally:
+            # For whatever ends the loop, the task's cancellation too: the
+            # server stops at once. A call that has ended does not mind.
+            call.cancel()
+            answer.end()
+        await asyncio.sleep(delay)
+
+
+async def generate_all(flags):
+    async with common.open_channel(grpc.aio, flags) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        for prompt in flags.prompts:
+            await generate(stub, flags, prompt)
+
+
+def main():
+    flags = common.parse_flags()
+    try:
+        # At Ctrl-C it cancels the task, and so the call.
+        asyncio.run(generate_all(flags))
+    except grpc.RpcError as error:
+        common.note_error(error)
+        return 1
+    except (KeyboardInterrupt, common.Cancelled):
+        common.note("cancelled")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
