@@ -1,6 +1,14 @@
 #include "server/metrics.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -332,6 +340,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
   // The library reports a port that is taken by an exception.
   try {
     server->exposer_ = std::make_unique<prometheus::Exposer>(listen.ToString());
+    server->host_ = listen.host;
     server->port_ = server->exposer_->GetListeningPorts().front();
   } catch (const std::exception&) {
     return absl::UnavailableError(
@@ -342,6 +351,39 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     server->exposer_->RegisterCollectable(collectable);
   }
   return server;
+}
+
+// The library's thread looks every two seconds whether it is to stop, and
+// whenever somebody connects.
+MetricsServer::~MetricsServer() {
+  constexpr std::chrono::milliseconds kKnockPeriod{20};
+  std::atomic<bool> has_stopped = false;
+  std::thread stopper([&] {
+    exposer_.reset();
+    has_stopped = true;
+  });
+  while (!has_stopped) {
+    Knock();
+    std::this_thread::sleep_for(kKnockPeriod);
+  }
+  stopper.join();
+}
+
+void MetricsServer::Knock() const {
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port_));
+  // A name, or any address: loopback will do.
+  if (inet_pton(AF_INET, host_.c_str(), &address.sin_addr) != 1 ||
+      address.sin_addr.s_addr == htonl(INADDR_ANY)) {
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  }
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  // In vain where it has stopped already.
+  static_cast<void>(connect(fd, reinterpret_cast<const sockaddr*>(&address),
+                            sizeof(address)));
+  close(fd);
 }
 
 }  // namespace overfill

@@ -117,13 +117,18 @@ class MetricsServer {
       const HostPort& listen,
       std::vector<std::shared_ptr<prometheus::Collectable>> collectables);
 
+  ~MetricsServer();
+
   int32_t port() const { return port_; }
 
  private:
   MetricsServer() = default;
+  // A connection that comes and goes.
+  void Knock() const;
 
   std::vector<std::shared_ptr<prometheus::Collectable>> collectables_;
   std::unique_ptr<prometheus::Exposer> exposer_;
+  std::string host_;  // that Start was given
   int32_t port_ = 0;
 };
 

@@ -23,6 +23,7 @@ namespace {
 constexpr int kExitBadSetup = 2;
 // For the last bytes of streams that the drain has ended.
 constexpr absl::Duration kFlush = absl::Seconds(1);
+constexpr absl::Duration kLeastFlush = absl::Milliseconds(200);
 // gRPC ends calls that are on their way in when it shuts down as cancelled. So
 // for a moment longer all are let in, and refused with a status that clients
 // try elsewhere.
@@ -72,7 +73,7 @@ void Drain(const ServerConfig& config, Serving& serving) {
   // In this order, whoever sees NOT_SERVING from now on is refused.
   serving.scheduler->StopAdmission();
   serving.grpc_server->SetNotServing();
-  absl::SleepFor(std::min(kLastCalls, end - absl::Now()));
+  absl::SleepFor(std::min(kLastCalls, config.drain_timeout / 10));
   serving.grpc_server->BeginShutdown();
   // The last bytes have a part of the time.
   const absl::Duration flush = std::min(kFlush, config.drain_timeout / 10);
@@ -82,8 +83,7 @@ void Drain(const ServerConfig& config, Serving& serving) {
         absl::UnavailableError("the server is shutting down"));
   }
   serving.service->WaitNoUnaryCalls(left_until(end - flush));
-  serving.grpc_server->FinishShutdown(
-      std::min(flush, std::max(end - absl::Now(), absl::ZeroDuration())));
+  serving.grpc_server->FinishShutdown(std::max(flush, kLeastFlush));
   // The scheduler may still be at the delivery of an event that its stream has
   // read already; the service is needed until then.
   serving.scheduler->WaitIdle(absl::ToChronoNanoseconds(kFlush));

@@ -132,7 +132,7 @@ class BadSetupTest(unittest.TestCase):
             self.check(f"cannot listen on {address}",
                        f"--metrics_listen={address}")
         self.check("cannot listen on 192.0.2.1:5",
-                   "--listen=192.0.2.1:5")
+                   "--listen=192.0.2.1:5", "--allow_plaintext")
 
 
 class StartTest(unittest.TestCase):
