@@ -152,7 +152,8 @@ class PlainCases(unittest.TestCase):
 
     def test_a_draining_server_gets_no_new_calls(self):
         """Its health says so while it still takes calls."""
-        draining = support.demo_server("--drain_delay=1m")
+        draining = support.demo_server("--drain_delay=1m",
+                                       "--drain_timeout=2m")
         try:
             draining.process.send_signal(signal.SIGTERM)
             self.assertTrue(harness.wait_until(

@@ -103,7 +103,8 @@ def traffic() -> Panels:
                      "{{state}}"), stacked=True),
         lines("Refusals by reason", "Requests that were not admitted.",
               "reqps", Target(rate("overfill_requests_rejected_total",
-                                   by="reason"), "{{reason}}"), stacked=True),
+                                   by="reason") + " > 0", "{{reason}}"),
+              stacked=True),
         lines("Refusals by overload", "Share of the requests that a bound of "
               "the whole server refused.", "percentunit",
               Target(f"""{rate("overfill_requests_rejected_total",
