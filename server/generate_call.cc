@@ -132,6 +132,7 @@ void GenerateCall::EndRefused(
         RetryPushback(delay, deadline_ - std::chrono::steady_clock::now());
     if (pushback) SetRetryPushback(*pushback);
   }
+  if (parts_.on_refused != nullptr) parts_.on_refused(this);
   EndCall(ToGrpcStatus(RefusedStatus(status, delay)));
 }
 
@@ -139,12 +140,6 @@ void GenerateCall::EndAdmitted(const Terminal& terminal) {
   if (parts_.log != nullptr) parts_.log->Ended(record(), terminal);
   EndCall(terminal.status.ok() ? grpc::Status::OK
                                : ToGrpcStatus(EndedStatus(terminal)));
-}
-
-// What the client sees next may be the end, after which it may come again.
-void GenerateCall::MarkFinished() {
-  finished_ = true;
-  place_.reset();
 }
 
 RequestLogEntry GenerateCall::record() const {
@@ -155,7 +150,7 @@ RequestLogEntry GenerateCall::record() const {
 bool GenerateCall::BeginEnd() {
   MutexLock lock(&mu_);
   if (finished_) return false;
-  MarkFinished();
+  finished_ = true;
   queue_.reset();
   return true;
 }
@@ -169,7 +164,7 @@ void GenerateCall::Cancel(absl::Status status) {
     uid = uid_;
     // Where Submit is under way, it cancels as soon as it has a uid.
     if (queue_ != nullptr && !uid) return;
-    if (queue_ == nullptr) MarkFinished();
+    if (queue_ == nullptr) finished_ = true;
   }
   if (uid) {
     parts_.scheduler->Cancel(*uid, std::move(status));
@@ -227,7 +222,11 @@ GenerateCall::Action GenerateCall::TakeEvent() {
       if (broken_) continue;
       return StartWriting(ToResponse(*completion));
     }
-    MarkFinished();
+    finished_ = true;
+    // What the client sees next is the end, after which it may come again. Who
+    // cancels, or is refused, comes again before gRPC is done with the call: a
+    // flood of such calls is to stay within the tenant's limit.
+    if (!cancelled_) place_.reset();
     return {Action::Kind::kFinish, std::get<Terminal>(*std::move(event))};
   }
   return {};
@@ -294,6 +293,7 @@ void GenerateCall::OnDone() {
     MutexLock lock(&mu_);
     self = std::move(self_);
     queue = std::move(queue_);
+    place_.reset();
   }
   on_done_(this);
 }

@@ -35,6 +35,8 @@ inline constexpr int64_t kMaxPendingBytes = 1 << 20;
 inline constexpr std::chrono::seconds kLinger{10};
 inline constexpr int64_t kLeastBytesPerSecond = 64 << 10;
 
+class GenerateCall;
+
 // What a call works with; all of it outlives the call.
 struct CallParts {
   Scheduler* scheduler = nullptr;
@@ -42,6 +44,9 @@ struct CallParts {
   // Told of requests that end before the scheduler has seen them.
   SchedulerObserver* observer = nullptr;
   RequestLog* log = nullptr;  // may be null
+  // Called when a call ends without a request; gRPC may still have to deliver
+  // its status. May be null.
+  std::function<void(GenerateCall*)> on_refused = nullptr;
   std::chrono::nanoseconds linger = kLinger;
 };
 
@@ -62,7 +67,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // Whose it is, before all else: what the log says of it, and its place among
   // its tenant's requests, null where there is none. The place is given back
-  // before the client sees the end.
+  // before the client sees an answer's end; else with OnDone.
   void SetCaller(RequestLogEntry record, std::shared_ptr<QuotaPlace> place);
 
   // One of the three, once. No effect on a call that was cancelled before.
@@ -131,7 +136,6 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void EndRefused(const absl::Status& status, absl::string_view reason,
                   std::optional<std::chrono::nanoseconds> retry_after);
   void EndAdmitted(const Terminal& terminal);
-  void MarkFinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   RequestLogEntry record() const;
 
   grpc::CallbackServerContext* const context_;

@@ -1,5 +1,7 @@
 #include "server/inference_service.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -67,6 +69,7 @@ InferenceService::InferenceService(const ServiceOptions& options,
               [this] {
                 const SteadyTime now = std::chrono::steady_clock::now();
                 for (const auto& call : Streams()) call->CutIfUnread(now);
+                GiveMemoryBack();
               }) {}
 
 std::shared_ptr<GenerateCall> InferenceService::Open(
@@ -75,6 +78,11 @@ std::shared_ptr<GenerateCall> InferenceService::Open(
                            .pump = &pump_,
                            .observer = observer_,
                            .log = options_.log,
+                           .on_refused =
+                               [this](GenerateCall* refused) {
+                                 MutexLock lock(&mu_);
+                                 Uncount(streams_.find(refused)->second);
+                               },
                            .linger = options_.linger};
   auto call = GenerateCall::Create(
       context, deadline, parts, [this](GenerateCall* ended) { Close(ended); });
@@ -86,10 +94,25 @@ std::shared_ptr<GenerateCall> InferenceService::Open(
 void InferenceService::Close(GenerateCall* ended) {
   MutexLock lock(&mu_);
   const auto found = streams_.find(ended);
-  const bool was_counted = found->second.is_counted;
+  Uncount(found->second);
   streams_.erase(found);
-  // Under the lock: the service may be gone right after.
-  if (was_counted && --num_open_ == 0) call_ended_.NotifyAll();
+  ++num_ended_;
+}
+
+void InferenceService::Uncount(Stream& stream) {
+  if (!stream.is_counted) return;
+  stream.is_counted = false;
+  if (--num_open_ == 0) call_ended_.NotifyAll();
+}
+
+void InferenceService::GiveMemoryBack() {
+  constexpr int64_t kManyCalls = 1000;
+  {
+    MutexLock lock(&mu_);
+    if (num_ended_ < kManyCalls || !streams_.empty()) return;
+    num_ended_ = 0;
+  }
+  malloc_trim(0);
 }
 
 bool InferenceService::CountStream(GenerateCall* call) {

@@ -95,6 +95,12 @@ class InferenceService : public RawInference {
   std::shared_ptr<GenerateCall> Open(grpc::CallbackServerContext* context,
                                      SteadyTime deadline);
   void Close(GenerateCall* ended);
+  // Of a call that was refused: what gRPC does with a flood of those afterwards
+  // is no reason to refuse others.
+  void Uncount(Stream& stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What a flood of calls held is the allocator's afterwards, by hundreds of
+  // megabytes: where nothing is open it goes back to the system.
+  void GiveMemoryBack();
   // False: there are max_open_streams.
   bool CountStream(GenerateCall* call);
   std::chrono::nanoseconds RetryAfter(const QuotaRefusal& refusal) const;
@@ -130,6 +136,7 @@ class InferenceService : public RawInference {
   absl::flat_hash_map<GenerateCall*, Stream> streams_ ABSL_GUARDED_BY(mu_);
   int32_t num_open_ ABSL_GUARDED_BY(mu_) = 0;
   int32_t num_unary_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t num_ended_ ABSL_GUARDED_BY(mu_) = 0;  // since memory was given back
   // Threads: each uses what is above it.
   StreamPump pump_;
   TaskPool tasks_;
