@@ -243,7 +243,7 @@ class FramesTest(FloodCase):
     def setUp(self):
         self.serve_and_watch()
 
-    def flood(self, *frames, first=b"", repeat=200):
+    def flood(self, *frames, first=b"", repeat=200, must_end=False):
         """Sends what is asked, until the server has had enough of it."""
         burst = b"".join(frames)
         for _ in range(4):
@@ -255,6 +255,9 @@ class FramesTest(FloodCase):
                             break
                 except socket.timeout:
                     pass  # it is not read any more: good, too
+                if must_end:
+                    list(connection.frames(GENEROUS_SECONDS))
+                    self.assertTrue(connection.is_closed)
 
     def open_headers(self, block=b""):
         """A header block that does not end."""
@@ -263,7 +266,7 @@ class FramesTest(FloodCase):
     def test_headers_without_end(self):
         large = (http2.header("x-large", "y" * 3000) * 5)[:16384]
         self.flood(frame(http2.CONTINUATION, 0, 1, large),
-                   first=self.open_headers(), repeat=3000)
+                   first=self.open_headers(), repeat=3000, must_end=True)
         self.flood(frame(http2.CONTINUATION, 0, 1) * 1000,
                    first=self.open_headers())
         self.assert_unharmed()
@@ -272,14 +275,15 @@ class FramesTest(FloodCase):
         """One entry of HPACK's table of some kB, named with one byte each."""
         entry = b"\x40" + http2.header("x-large", "y" * 3800)[1:]
         self.flood(frame(http2.CONTINUATION, 0, 1, b"\xbe" * 16000),
-                   first=self.open_headers(entry))
+                   first=self.open_headers(entry), must_end=True)
         self.assert_unharmed()
 
     def test_settings_and_pings_that_are_answered_and_not_read(self):
         self.flood(frame(http2.SETTINGS) * 1000)
         many = b"".join(struct.pack(">HI", 4, 65535 + i) for i in range(2700))
         self.flood(frame(http2.SETTINGS, 0, 0, many))
-        self.flood(frame(http2.PING, payload=b"overfill") * 1000)
+        self.flood(frame(http2.PING, payload=b"overfill") * 1000,
+                   must_end=True)
         self.assert_unharmed()
 
     def test_small_frames(self):

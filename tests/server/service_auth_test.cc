@@ -72,14 +72,16 @@ class ServiceAuthTest : public ServiceTest {
   };
   Stream Begin(const std::string& token,
                const v1::GenerateRequest& request = Prompt()) {
-    Stream stream = {std::make_unique<grpc::ClientContext>(), nullptr};
+    Stream stream;
+    stream.context = std::make_unique<grpc::ClientContext>();
     SetToken(*stream.context, token);
     stream.reader = stub_->Generate(stream.context.get(), request);
     return stream;
   }
   grpc::Status StatusOf(const std::string& token,
                         const v1::GenerateRequest& request = Prompt()) {
-    return Drain(*Begin(token, request).reader).status;
+    const Stream stream = Begin(token, request);
+    return Drain(*stream.reader).status;
   }
   grpc::Status Cancel(const std::string& token, const std::string& id) {
     grpc::ClientContext context;
