@@ -151,6 +151,7 @@ bool GenerateCall::BeginEnd() {
   MutexLock lock(&mu_);
   if (finished_) return false;
   finished_ = true;
+  if (!cancelled_) place_.reset();
   queue_.reset();
   return true;
 }
@@ -224,8 +225,8 @@ GenerateCall::Action GenerateCall::TakeEvent() {
     }
     finished_ = true;
     // What the client sees next is the end, after which it may come again. Who
-    // cancels, or is refused, comes again before gRPC is done with the call: a
-    // flood of such calls is to stay within the tenant's limit.
+    // cancels comes again before gRPC is done with the call: a flood of such
+    // calls is to stay within the tenant's limit.
     if (!cancelled_) place_.reset();
     return {Action::Kind::kFinish, std::get<Terminal>(*std::move(event))};
   }

@@ -67,7 +67,7 @@ class GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // Whose it is, before all else: what the log says of it, and its place among
   // its tenant's requests, null where there is none. The place is given back
-  // before the client sees an answer's end; else with OnDone.
+  // before the client sees the end; after a cancel, with OnDone.
   void SetCaller(RequestLogEntry record, std::shared_ptr<QuotaPlace> place);
 
   // One of the three, once. No effect on a call that was cancelled before.

@@ -11,7 +11,8 @@ _CLIENT = "extendedKeyUsage=clientAuth\n"
 
 
 def _openssl(*args):
-    subprocess.run(["openssl", *args], check=True, capture_output=True)
+    return subprocess.run(["openssl", *args], check=True, capture_output=True,
+                          text=True).stdout
 
 
 def _new_key(kind, *args):
@@ -48,6 +49,11 @@ class Authority:
 
     def client(self, name="client", days=2):
         return self._issue(name, _CLIENT, days)
+
+
+def serial(certificate):
+    return _openssl("x509", "-in", certificate, "-noout",
+                    "-serial").strip().partition("=")[2]
 
 
 def read(path):

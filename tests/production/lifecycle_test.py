@@ -81,7 +81,7 @@ class DrainTest(servers.Case):
             health_pb2.HealthCheckRequest())
         self.assertEqual(next(watch).status, SERVING)
         running = server.stub.Generate(request(
-            max_tokens=tokens_of(server, seconds=delay + 1)))
+            max_tokens=tokens_of(server, seconds=delay + 3)))
         next(running)
         begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -121,8 +121,11 @@ class DrainTest(servers.Case):
         server.process.send_signal(signal.SIGTERM)
         self.assertEqual(server.process.wait(30), 0)
         for loop in loops:
-            codes = {error.code() for error in loop.stop().errors}
-            self.assertLessEqual(codes, {UNAVAILABLE})
+            codes = [error.code() for error in loop.stop().errors]
+            # gRPC says so of a call that was half way in at the last moment.
+            if grpc.StatusCode.CANCELLED in codes:
+                codes.remove(grpc.StatusCode.CANCELLED)
+            self.assertLessEqual(set(codes), {UNAVAILABLE})
 
     def test_the_timeout_ends_streams(self):
         timeout = 1.5
@@ -136,7 +139,7 @@ class DrainTest(servers.Case):
         for call in calls:
             answer = Answer(call)
             self.assertEqual(answer.error.code(), UNAVAILABLE)
-            self.assertGreater(servers.details(
+            self.assertGreater(harness.details(
                 answer.error, pb2.Completion).usage.completion_tokens, 0)
         # The last bytes have a tenth of the time.
         self.assertGreaterEqual(time.monotonic() - begin, 0.9 * timeout)

@@ -10,8 +10,8 @@ import servers
 from authorities import write
 from http2 import Connection, frame
 from log_lines import PARSERS
-from servers import (CALL_SECONDS, LONG, Answer, bearer, details, harness, pb2,
-                     request, tokens_text, wait_until)
+from servers import (CALL_SECONDS, LONG, Answer, bearer, harness, pb2, request,
+                     tokens_text, wait_until)
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACE = f"00-{TRACE_ID}-{SPAN_ID}-01"
@@ -24,7 +24,8 @@ HOSTILE = [
 FORGED = ('{"time":"2026-01-01T00:00:00.000Z","level":"error",'
           '"message":"forged"}')
 HOSTILE_PROMPTS = HOSTILE + [
-    f"x\n{FORGED}\ny", f"x\r\n{FORGED}\r", "2026-01-01T00:00:00.000Z ERROR forged",
+    f"x\n{FORGED}\ny", f"x\r\n{FORGED}\r",
+    "2026-01-01T00:00:00.000Z ERROR forged",
     "\x00\x01\x1b[31m\x7f\t\b", "\u2028\u2029\x85\u9b41\U0001f600", '"' * 999,
 ]
 

@@ -1,4 +1,4 @@
-"""A bad setup ends the program: one line, exit code 2, and no port is opened."""
+"""A bad setup ends the program: one line, exit code 2, and no port is open."""
 
 import json
 import os

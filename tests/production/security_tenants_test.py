@@ -8,7 +8,7 @@ import grpc
 
 import servers
 from authorities import write
-from servers import (CALL_SECONDS, LONG, Answer, bearer, details, harness, pb2,
+from servers import (CALL_SECONDS, LONG, Answer, bearer, harness, pb2,
                      request, tokens_text, wait_until)
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -52,9 +52,9 @@ class TenantsCase(servers.Case):
         """Refused by this limit; the seconds until it is worth a try."""
         self.assertIsNotNone(answer.error)
         self.assertEqual(answer.error.code(), EXHAUSTED)
-        quota = details(answer.error, harness.details_pb2.QuotaFailure)
+        quota = harness.details(answer.error, harness.details_pb2.QuotaFailure)
         self.assertEqual([v.subject for v in quota.violations], [subject])
-        retry = details(answer.error, harness.details_pb2.RetryInfo)
+        retry = harness.details(answer.error, harness.details_pb2.RetryInfo)
         seconds = retry.retry_delay.ToNanoseconds() / 1e9
         self.assertGreater(seconds, 0)
         return seconds
@@ -221,7 +221,7 @@ class IsolationTest(TenantsCase):
         self.cancel("free", "private")
         answer = Answer(call)
         self.assertEqual(answer.error.code(), grpc.StatusCode.CANCELLED)
-        usage = details(answer.error, pb2.Completion).usage
+        usage = harness.details(answer.error, pb2.Completion).usage
         self.assertGreater(usage.completion_tokens, 0)
         # It has ended: there is no such id any more, and it is free.
         self.assert_refused(lambda: self.cancel("free", "private"),
