@@ -163,6 +163,7 @@ class UploadTest(servers.Case):
     """A request that is on its way in when the server is told to end."""
 
     NUM_BYTES = 2_000_000
+    DELAY = 4
 
     def setUp(self):
         servers.make_pair()  # no two threads at once
@@ -171,7 +172,8 @@ class UploadTest(servers.Case):
         """What becomes of a call whose request needs so many seconds more: its
         status; None: it was answered.
         """
-        server = self.serve("--drain_timeout=30s", "--drain_delay=10s")
+        server = self.serve("--drain_timeout=30s",
+                            f"--drain_delay={self.DELAY}s")
         rest = 0.75
         link = SlowLink(server.address(), rest * self.NUM_BYTES / seconds)
         self.addCleanup(link.close)
@@ -203,7 +205,7 @@ class UploadTest(servers.Case):
         for case, end in self.ends([
                 (generate, seconds, streams_go_on)
                 for generate in (False, True)
-                for seconds, streams_go_on in [(0.5, False), (2, True)]]):
+                for seconds, streams_go_on in [(0.5, False), (1, True)]]):
             with self.subTest(case):
                 # Of so long a prompt the answer is that it is too long.
                 self.assertEqual(end, grpc.StatusCode.INVALID_ARGUMENT
@@ -213,7 +215,7 @@ class UploadTest(servers.Case):
         """gRPC says CANCELLED of what had not come in when its connection was
         told to go elsewhere.
         """
-        for case, end in self.ends([(generate, 25, False)
+        for case, end in self.ends([(generate, 4 * self.DELAY, False)
                                     for generate in (False, True)]):
             with self.subTest(case):
                 self.assertIn(end, (UNAVAILABLE, grpc.StatusCode.CANCELLED))

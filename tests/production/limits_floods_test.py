@@ -14,8 +14,8 @@ import http2
 import servers
 from authorities import write
 from http2 import Connection, frame
-from servers import (CALL_SECONDS, Answer, bearer, harness, request, tokens_text,
-                     wait_until)
+from servers import (CALL_SECONDS, Answer, bearer, harness, request,
+                     tokens_text, wait_until)
 
 HANDSHAKE_SECONDS = 10  # the server's patience with who says nothing
 GENEROUS_SECONDS = 10  # for one call of others, on a machine that is busy
@@ -272,8 +272,8 @@ class FramesTest(FloodCase):
                    first=self.open_headers())
         self.assert_unharmed()
 
-    # gRPC looks at each frame alone, and keeps what is not complete: 1.51, which
-    # is Debian 12's, has CVE-2023-33953. With a later one this succeeds.
+    # gRPC looks at each frame alone, and keeps what is not complete: 1.51, of
+    # Debian 12, has CVE-2023-33953. With a later one this succeeds.
     @unittest.expectedFailure
     def test_headers_beyond_the_limit_take_no_memory(self):
         large = http2.header("x-large", "y" * 3000) * 5
