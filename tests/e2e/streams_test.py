@@ -58,13 +58,22 @@ class StreamsTest(harness.ServerCase):
         self.assert_ends("cancelled", before)
 
     def test_deadline(self):
-        before = self.count("deadline_exceeded")
-        begin = time.monotonic()
-        answer = self.generate(self.request(max_tokens=LONG), timeout=0.3)
-        self.assertEqual(answer.error.code(),
-                         grpc.StatusCode.DEADLINE_EXCEEDED)
-        self.assertLess(time.monotonic() - begin, 5)
-        self.assertGreater(len(answer.ids), 0)
+        """The client ends the call too. Where that comes well before the
+        server's deadline, on a machine that was slow to let the request in, it
+        is a cancel like any other; most often it does not.
+        """
+        for _ in range(10):
+            before = self.count("deadline_exceeded")
+            cancelled = self.count("cancelled")
+            begin = time.monotonic()
+            answer = self.generate(self.request(max_tokens=LONG), timeout=0.4)
+            self.assertEqual(answer.error.code(),
+                             grpc.StatusCode.DEADLINE_EXCEEDED)
+            self.assertLess(time.monotonic() - begin, 5)
+            self.assertGreater(len(answer.ids), 0)
+            self.assert_blocks_are_home(10)
+            if self.count("cancelled") == cancelled:
+                break
         self.assert_ends("deadline_exceeded", before)
 
     def test_client_process_killed(self):
