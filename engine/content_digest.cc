@@ -24,6 +24,10 @@ absl::string_view DigestText(const Sha256Digest& digest) {
   return {reinterpret_cast<const char*>(digest.data()), digest.size()};
 }
 
+absl::string_view Text(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 std::string BaseName(const std::string& path) {
   return path.substr(path.rfind('/') + 1);
 }
@@ -49,8 +53,7 @@ Sha256Digest DigestFiles(const std::vector<MappedFile>& files, int num_threads,
   OVERFILL_CHECK_OK(ParallelTasks(num_threads, pieces.size(), [&](size_t i) {
     Piece& piece = pieces[i];
     Sha256 hash;
-    hash.Update({reinterpret_cast<const char*>(piece.bytes.data()),
-                 piece.bytes.size()});
+    hash.Update(Text(piece.bytes));
     piece.digest = hash.Finish();
     progress.Add(piece.bytes.size());
     return absl::OkStatus();
@@ -59,6 +62,28 @@ Sha256Digest DigestFiles(const std::vector<MappedFile>& files, int num_threads,
     whole.UpdateField(DigestText(piece.digest));
   }
   return whole.Finish();
+}
+
+std::vector<Sha256Digest> DigestEachFile(const std::vector<MappedFile>& files,
+                                         int num_threads,
+                                         const std::string& what) {
+  uint64_t total_bytes = 0;
+  for (const MappedFile& file : files) total_bytes += file.bytes().size();
+  Progress progress(what, total_bytes);
+  std::vector<Sha256Digest> digests(files.size());
+  OVERFILL_CHECK_OK(ParallelTasks(num_threads, files.size(), [&](size_t i) {
+    Sha256 hash;
+    const auto bytes = files[i].bytes();
+    for (size_t begin = 0; begin < bytes.size(); begin += kPieceBytes) {
+      const auto piece =
+          bytes.subspan(begin, std::min(kPieceBytes, bytes.size() - begin));
+      hash.Update(Text(piece));
+      progress.Add(piece.size());
+    }
+    digests[i] = hash.Finish();
+    return absl::OkStatus();
+  }));
+  return digests;
 }
 
 }  // namespace overfill

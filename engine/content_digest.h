@@ -16,6 +16,11 @@ namespace overfill {
 Sha256Digest DigestFiles(const std::vector<MappedFile>& files, int num_threads,
                          const std::string& what);
 
+// Of each file's bytes alone, as sha256sum has it; one thread per file.
+std::vector<Sha256Digest> DigestEachFile(const std::vector<MappedFile>& files,
+                                         int num_threads,
+                                         const std::string& what);
+
 }  // namespace overfill
 
 #endif  // OVERFILL_ENGINE_CONTENT_DIGEST_H_

@@ -1,7 +1,7 @@
 #include "engine/kv_map.h"
 
 #include <numeric>
-#include <optional>
+#include <span>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -29,9 +29,7 @@ absl::Status Invalid(absl::string_view origin, absl::string_view what) {
 absl::StatusOr<KvMapKind> ParseKind(const Json& raw, absl::string_view origin) {
   ASSIGN_OR_RETURN(const auto name, JsonString(raw, "kind", origin));
   if (!name) return Invalid(origin, "kind is absent");
-  for (const KvMapKind kind : kKinds) {
-    if (*name == KvMapKindName(kind)) return kind;
-  }
+  if (const auto kind = KvMapKindOf(*name)) return *kind;
   return Invalid(origin,
                  absl::StrCat("kind ", QuoteTensorName(*name), " is unknown ",
                               "(identity, layers, projection)"));
@@ -72,50 +70,72 @@ absl::StatusOr<std::string> ParseFile(const Json& raw,
   return *file;
 }
 
-std::vector<PlannedTensor> PlanMaps(const KvMapSpec& spec,
-                                    const ModelConfig& full,
-                                    const ModelConfig& pruned) {
+struct PlannedMap {
+  PlannedTensor weight;
+  PlannedTensor bias;  // may be absent
+};
+
+std::vector<PlannedMap> PlanMaps(const KvMapSpec& spec, const ModelConfig& full,
+                                 const ModelConfig& pruned) {
   const int64_t in = int64_t{full.num_kv_heads} * full.head_dim;
   const int64_t out = int64_t{pruned.num_kv_heads} * pruned.head_dim;
-  std::vector<PlannedTensor> maps;  // k and v of each layer in turn
+  std::vector<PlannedMap> maps;  // k and v of each layer in turn
   for (size_t l = 0; l < spec.layers.size(); ++l) {
     for (const char* half : {"k", "v"}) {
-      maps.push_back({absl::StrCat("layers.", l, ".", half),
-                      {out, in},
-                      TensorRole::kMatrix});
+      const std::string name = absl::StrCat("layers.", l, ".", half);
+      maps.push_back({{name, {out, in}, TensorRole::kMatrix},
+                      {absl::StrCat(name, ".bias"), {out}, TensorRole::kBias}});
     }
   }
   return maps;
 }
 
+absl::Status TensorError(const Checkpoint& file, absl::string_view name,
+                         absl::string_view what) {
+  return Invalid(file.origin(),
+                 absl::StrCat("tensor ", QuoteTensorName(name), ": ", what));
+}
+
+absl::Status CheckMapTensor(const Checkpoint& file, const StoredTensor& stored,
+                            const PlannedTensor& planned) {
+  if (stored.shape != planned.shape) {
+    return TensorError(
+        file, planned.name,
+        absl::StrCat("is ", ShapeString(stored.shape), "; the pair needs ",
+                     ShapeString(planned.shape)));
+  }
+  if (!stored.weight_dtype()) {
+    return TensorError(file, planned.name,
+                       absl::StrCat("dtype ", stored.dtype,
+                                    " is not supported (F32, F16, BF16)"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckMapTensors(const Checkpoint& file,
-                             const std::vector<PlannedTensor>& planned) {
-  const auto error = [&](absl::string_view name, absl::string_view what) {
-    return Invalid(file.origin(),
-                   absl::StrCat("tensor ", QuoteTensorName(name), ": ", what));
-  };
-  for (const PlannedTensor& map : planned) {
-    const StoredTensor* stored = file.Find(map.name);
+                             const std::vector<PlannedMap>& planned) {
+  size_t num_found = 0;
+  for (const PlannedMap& map : planned) {
+    const StoredTensor* stored = file.Find(map.weight.name);
     if (stored == nullptr) {
-      return error(map.name, absl::StrCat("is missing; the pair needs ",
-                                          ShapeString(map.shape)));
+      return TensorError(file, map.weight.name,
+                         absl::StrCat("is missing; the pair needs ",
+                                      ShapeString(map.weight.shape)));
     }
-    if (stored->shape != map.shape) {
-      return error(map.name,
-                   absl::StrCat("is ", ShapeString(stored->shape),
-                                "; the pair needs ", ShapeString(map.shape)));
-    }
-    if (!stored->weight_dtype()) {
-      return error(map.name, absl::StrCat("dtype ", stored->dtype,
-                                          " is not supported (F32, F16, "
-                                          "BF16)"));
+    RETURN_IF_ERROR(CheckMapTensor(file, *stored, map.weight));
+    ++num_found;
+    if (const StoredTensor* bias = file.Find(map.bias.name)) {
+      RETURN_IF_ERROR(CheckMapTensor(file, *bias, map.bias));
+      ++num_found;
     }
   }
-  if (file.tensors().size() == planned.size()) return absl::OkStatus();
+  if (file.tensors().size() == num_found) return absl::OkStatus();
   for (const auto& [name, stored] : file.tensors()) {
     bool is_planned = false;
-    for (const PlannedTensor& map : planned) is_planned |= map.name == name;
-    if (!is_planned) return error(name, "is no map of this pair");
+    for (const PlannedMap& map : planned) {
+      is_planned |= map.weight.name == name || map.bias.name == name;
+    }
+    if (!is_planned) return TensorError(file, name, "is no map of this pair");
   }
   return absl::OkStatus();
 }
@@ -137,10 +157,18 @@ KvMap MakeSkeleton(const KvMapSpec& spec, const ModelConfig& pruned,
   return map;
 }
 
-absl::Status AddMap(Device& device, const HostTensor& tensor, size_t index,
+HostTensor HostTensorOf(const StoredTensor& stored) {
+  return {.data = stored.bytes.data(),
+          .dtype = *stored.weight_dtype(),
+          .shape = stored.shape};
+}
+
+// `bias` is empty or holds the weight's.
+absl::Status AddMap(Device& device, const HostTensor& weight,
+                    std::span<const HostTensor> bias, size_t index,
                     KvMap& map) {
   ASSIGN_OR_RETURN(auto linear,
-                   device.ops().MakeLinear({&tensor, 1}, {}, DType::kF32));
+                   device.ops().MakeLinear({&weight, 1}, bias, DType::kF32));
   (index % 2 == 0 ? map.k_maps : map.v_maps).push_back(std::move(linear));
   return absl::OkStatus();
 }
@@ -157,6 +185,13 @@ const char* KvMapKindName(KvMapKind kind) {
       return "projection";
   }
   return "unknown";
+}
+
+std::optional<KvMapKind> KvMapKindOf(absl::string_view name) {
+  for (const KvMapKind kind : kKinds) {
+    if (name == KvMapKindName(kind)) return kind;
+  }
+  return std::nullopt;
 }
 
 absl::StatusOr<KvMapSpec> ParseKvMapSpec(absl::string_view json,
@@ -231,14 +266,16 @@ absl::StatusOr<KvMap> LoadKvMap(Device& device, const KvMapSpec& spec,
   if (spec.kind == KvMapKind::kProjection) {
     ASSIGN_OR_RETURN(const Checkpoint file, Checkpoint::OpenFile(absl::StrCat(
                                                 directory, "/", spec.file)));
-    const std::vector<PlannedTensor> planned = PlanMaps(spec, full, pruned);
+    const std::vector<PlannedMap> planned = PlanMaps(spec, full, pruned);
     RETURN_IF_ERROR(CheckMapTensors(file, planned));
     for (size_t i = 0; i < planned.size(); ++i) {
-      const StoredTensor* stored = file.Find(planned[i].name);
-      const HostTensor tensor = {.data = stored->bytes.data(),
-                                 .dtype = *stored->weight_dtype(),
-                                 .shape = stored->shape};
-      RETURN_IF_ERROR(AddMap(device, tensor, i, map));
+      std::vector<HostTensor> bias;
+      if (const StoredTensor* stored = file.Find(planned[i].bias.name)) {
+        bias.push_back(HostTensorOf(*stored));
+      }
+      RETURN_IF_ERROR(AddMap(device,
+                             HostTensorOf(*file.Find(planned[i].weight.name)),
+                             bias, i, map));
     }
     hash.UpdateField(
         HexString(DigestFiles(file.files(), LoadingThreads(device),
@@ -255,11 +292,12 @@ absl::StatusOr<KvMap> MakeDummyKvMap(Device& device, const KvMapSpec& spec,
   Sha256 hash;
   KvMap map = MakeSkeleton(spec, pruned, hash);
   if (spec.kind == KvMapKind::kProjection) {
-    const std::vector<PlannedTensor> planned = PlanMaps(spec, full, pruned);
+    const std::vector<PlannedMap> planned = PlanMaps(spec, full, pruned);
     for (size_t i = 0; i < planned.size(); ++i) {
       std::vector<uint16_t> storage;
-      const HostTensor tensor = MakeDummyTensor(planned[i], seed, storage);
-      RETURN_IF_ERROR(AddMap(device, tensor, i, map));
+      const HostTensor tensor =
+          MakeDummyTensor(planned[i].weight, seed, storage);
+      RETURN_IF_ERROR(AddMap(device, tensor, {}, i, map));
     }
     hash.UpdateField(absl::StrCat("noise ", seed));
   }

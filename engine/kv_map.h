@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ enum class KvMapKind {
   kProjection,  // a trained linear map per kept layer, for K and V alike
 };
 const char* KvMapKindName(KvMapKind kind);  // "identity", "layers", ...
+std::optional<KvMapKind> KvMapKindOf(absl::string_view name);
 
 // The text of a kv_map file:
 //   {"kind": "identity"}
@@ -31,7 +33,8 @@ const char* KvMapKindName(KvMapKind kind);  // "identity", "layers", ...
 // layers[l] is the full model's layer that layer l of the pruned model is made
 // of, strictly ascending. The file, beside the kv_map, holds "layers.L.k" and
 // "layers.L.v" [Hkv' D', Hkv D] for each pruned layer L: they map K as it is
-// cached, after q/k norm and RoPE.
+// cached, after q/k norm and RoPE. "layers.L.k.bias" and "layers.L.v.bias"
+// [Hkv' D'] may be there too; they are added.
 struct KvMapSpec {
   KvMapKind kind = KvMapKind::kIdentity;
   std::vector<int32_t> layers;  // empty for kIdentity

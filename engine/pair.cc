@@ -15,6 +15,8 @@
 #include "engine/dummy_tokenizer.h"
 #include "engine/kv_store.h"
 #include "engine/pair_check.h"
+#include "engine/pair_manifest.h"
+#include "engine/pair_manifest_check.h"
 #include "engine/parallel.h"
 #include "engine/safetensors.h"
 
@@ -85,23 +87,14 @@ class PairLoader {
         IsSameDirectory(options_.prefill_model_dir, options_.decode_model_dir);
     full_.weights = options_.prefill_weights;
     pruned_.weights = options_.decode_weights;
-    RETURN_IF_ERROR(LoadSide(options_.prefill_model_dir, full_));
-    RETURN_IF_ERROR(LoadSide(options_.decode_model_dir, pruned_));
-    RETURN_IF_ERROR(LoadMapSpec());
-    RETURN_IF_ERROR(CheckPair(full_.facts, pruned_.facts, map_spec_));
-    ASSIGN_OR_RETURN(pair_->eos_ids_, EosIds(full_.facts));
-    if (pair_->eos_ids_.empty()) {
-      LogWarning(absl::StrCat(options_.prefill_model_dir,
-                              ": no EOS token: only stops and limits end "
-                              "an answer"));
-    }
-    pair_->generation_ = full_.facts.generation;
+    RETURN_IF_ERROR(LoadSmallFiles());
 
     // Every header is checked before any weight is converted.
     RETURN_IF_ERROR(OpenCheckpoint(full_));
     if (!pair_->is_one_model_) RETURN_IF_ERROR(OpenCheckpoint(pruned_));
     RETURN_IF_ERROR(LoadMap());
     EndPhase("configs, tokenizers and KV map");
+    RETURN_IF_ERROR(CheckDigestsOfWeights());
     RETURN_IF_ERROR(LoadModel(full_, pair_->full_));
     if (!pair_->is_one_model_) {
       RETURN_IF_ERROR(LoadModel(pruned_, pair_->pruned_));
@@ -126,6 +119,24 @@ class PairLoader {
 
   bool is_dummy() const { return options_.load_format == LoadFormat::kDummy; }
 
+  // All but weights, and whether they are a pair.
+  absl::Status LoadSmallFiles() {
+    RETURN_IF_ERROR(LoadSide(options_.prefill_model_dir, full_));
+    RETURN_IF_ERROR(LoadSide(options_.decode_model_dir, pruned_));
+    RETURN_IF_ERROR(LoadManifest());
+    RETURN_IF_ERROR(LoadMapSpec());
+    RETURN_IF_ERROR(CheckPair(full_.facts, pruned_.facts, map_spec_));
+    RETURN_IF_ERROR(CheckManifest());
+    ASSIGN_OR_RETURN(pair_->eos_ids_, EosIds(full_.facts));
+    if (pair_->eos_ids_.empty()) {
+      LogWarning(absl::StrCat(options_.prefill_model_dir,
+                              ": no EOS token: only stops and limits end "
+                              "an answer"));
+    }
+    pair_->generation_ = full_.facts.generation;
+    return absl::OkStatus();
+  }
+
   absl::Status LoadSide(const std::string& directory, Side& side) {
     PairSide& facts = side.facts;
     facts.directory = directory;
@@ -144,11 +155,53 @@ class PairLoader {
     return absl::OkStatus();
   }
 
+  // A model that is a pair with itself needs none, wherever it came from.
+  absl::Status LoadManifest() {
+    const std::string& full = options_.prefill_model_dir;
+    const std::string& pruned = options_.decode_model_dir;
+    if (IsSameDirectory(full, pruned)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(manifest_, LoadPairManifest(pruned));
+    if (!manifest_) {
+      LogInfo(absl::StrCat(pruned, " has no ", kPairManifestName,
+                           ": that it was made from ", full,
+                           " is not checked"));
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status LoadMapSpec() {
     const std::string& path = options_.kv_map_file;
-    if (path.empty()) return absl::OkStatus();
+    if (path.empty()) {
+      if (!manifest_) return absl::OkStatus();
+      ASSIGN_OR_RETURN(map_spec_, KvMapOfManifest(*manifest_));
+      return absl::OkStatus();
+    }
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxMapBytes));
     ASSIGN_OR_RETURN(map_spec_, ParseKvMapSpec(text, path));
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckManifest() {
+    if (!manifest_) return absl::OkStatus();
+    RETURN_IF_ERROR(
+        CheckPairManifest(*manifest_, full_.facts, pruned_.facts, map_spec_));
+    if (is_dummy()) return absl::OkStatus();
+    RETURN_IF_ERROR(
+        CheckManifestFiles(*manifest_, PairHalf::kFull, full_.facts.directory));
+    return CheckManifestFiles(*manifest_, PairHalf::kDecode,
+                              pruned_.facts.directory);
+  }
+
+  absl::Status CheckDigestsOfWeights() {
+    if (!manifest_ || is_dummy()) return absl::OkStatus();
+    const int threads = LoadingThreads(device_);
+    RETURN_IF_ERROR(CheckManifestWeights(*manifest_, PairHalf::kFull,
+                                         full_.facts.directory,
+                                         *full_.checkpoint, threads));
+    RETURN_IF_ERROR(CheckManifestWeights(*manifest_, PairHalf::kDecode,
+                                         pruned_.facts.directory,
+                                         *pruned_.checkpoint, threads));
+    EndPhase("checking the manifest");
     return absl::OkStatus();
   }
 
@@ -221,6 +274,7 @@ class PairLoader {
   PhaseTimes* const times_;  // or null
   Side full_;
   Side pruned_;
+  std::optional<PairManifest> manifest_;
   KvMapSpec map_spec_;
   std::unique_ptr<Pair> pair_{new Pair()};
 };

@@ -27,7 +27,8 @@ enum class LoadFormat {
 struct PairOptions {
   std::string prefill_model_dir;
   std::string decode_model_dir;
-  std::string kv_map_file;  // empty: identity
+  // Empty: what the decode model's manifest says, else identity.
+  std::string kv_map_file;
   LoadFormat load_format = LoadFormat::kSafetensors;
   // Of the products: kBF16, kF32 or kInt8. int8's KV is bf16's.
   DType prefill_weights = DType::kBF16;
@@ -47,8 +48,13 @@ class Pair {
  public:
   // Loads both checkpoints to `device`, which outlives the pair. Compatibility
   // is proven from the small files first: vocabulary and tokenizer content, KV
-  // heads, head_dim, RoPE parameters, KV dtype and the layer map. Errors are
-  // one line that names the file, or both files, and the field or tensor.
+  // heads, head_dim, RoPE parameters, KV dtype and the layer map. Where the
+  // decode model's directory has an overfill.json (pair_manifest.h), and is not
+  // the full model's, both checkpoints must be those that it names: widths,
+  // layer map and digests of the small files first, then those of the weights,
+  // which are read once more for it before any is converted. Of dummies no
+  // digest is checked. Errors are one line that names the file, or both files,
+  // and the field or tensor.
   // What took how long is told to `times`, where it is not null.
   static absl::StatusOr<std::unique_ptr<Pair>> Load(
       Device& device, const PairOptions& options, PhaseTimes* times = nullptr);

@@ -238,9 +238,9 @@ class Ops {
                           const KvView& destination,
                           std::span<const int32_t> source_layers,
                           std::span<const BlockCopy> blocks) = 0;
-  // The same through linear maps without bias: per token, the destination's
-  // layer-l K [Hkv' D'] = k_maps[l] of the source's layer source_layers[l] K
-  // [Hkv D], V alike.
+  // The same through linear maps, with their biases where they have some: per
+  // token, the destination's layer-l K [Hkv' D'] = k_maps[l] of the source's
+  // layer source_layers[l] K [Hkv D], V alike.
   virtual void ProjectBlocks(Stream& stream, const KvView& source,
                              const KvView& destination,
                              std::span<const int32_t> source_layers,

@@ -42,7 +42,7 @@ void AddModelFlags(FlagSet& flags, ServerConfig& config) {
                   &config.decode_model);
   flags.AddString("kv_map", "FILE",
                   "how the full model's KV becomes the pruned model's; absent: "
-                  "identity",
+                  "as the decode model's overfill.json says, else identity",
                   &config.kv_map);
   flags.Add("load_format", "safetensors|dummy",
             "dummy: seeded noise in the shapes of config.json (safetensors)",

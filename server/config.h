@@ -29,7 +29,7 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 struct ServerConfig {
   std::string prefill_model;
   std::string decode_model;
-  std::string kv_map;  // empty: identity
+  std::string kv_map;  // empty: as the pair says, else identity
   std::string device = "cpu";
   int32_t threads = 0;  // 0: as many as the machine lends
   std::string cpu_isa = "auto";

@@ -125,6 +125,42 @@ TEST_F(KvMapTest, LoadsAProjection) {
   EXPECT_NE(Load()->digest, map->digest);
 }
 
+TEST_F(KvMapTest, ABiasIsAddedWhereThereIsOne) {
+  std::vector<float> bias(24);
+  for (size_t i = 0; i < bias.size(); ++i) bias[i] = 1.0f + i;
+  const std::string name = "layers.1.v.bias";
+  maps_[name] = MakeFileTensor({24}, bias);
+  const auto map = Load();
+  ASSERT_TRUE(map.ok()) << map.status();
+  // Nothing but the bias is left of a row of zeros.
+  const auto of_zeros = [&](const LinearWeight& linear) {
+    std::vector<float> in(32, 0.0f), out(24, -1.0f);
+    const auto stream = device_->NewStream(StreamPriority::kLow);
+    {
+      StreamScope scope(*stream);
+      device_->ops().Linear(*stream, {in.data(), DType::kF32, 1, 32, 32},
+                            linear, {out.data(), DType::kF32, 1, 24, 24},
+                            /*accumulate=*/false);
+    }
+    EXPECT_TRUE(stream->Synchronize().ok());
+    return out;
+  };
+  EXPECT_EQ(of_zeros(*map->v_maps[1]), bias);
+  for (const LinearWeight* other :
+       {map->k_maps[0].get(), map->v_maps[0].get(), map->k_maps[1].get()}) {
+    EXPECT_EQ(of_zeros(*other), std::vector<float>(24, 0.0f));
+  }
+  const FileTensors whole = maps_;
+  maps_[name].shape = {24, 1};
+  EXPECT_TRUE(IsRefusal(Load().status(), {name, "[24, 1]", "[24]"}));
+  maps_ = whole;
+  maps_[name].dtype = "I32";
+  EXPECT_TRUE(IsRefusal(Load().status(), {name, "I32"}));
+  maps_ = whole;
+  maps_["layers.2.v.bias"] = maps_[name];
+  EXPECT_TRUE(IsRefusal(Load().status(), {"layers.2.v.bias"}));
+}
+
 TEST_F(KvMapTest, BadMapsAreNamed) {
   const FileTensors whole = maps_;
   for (const auto& [name, tensor] : whole) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/sha256.h"
 #include "engine/content_digest.h"
 #include "engine/parallel.h"
 #include "engine/progress.h"
@@ -102,6 +103,31 @@ TEST(DigestFilesTest, NamesSizesAndEveryByteCount) {
   digests.insert(digest(large + "t", "ail"));
   digests.insert(digest(large, ""));
   EXPECT_EQ(digests.size(), 7u);
+}
+
+TEST(DigestEachFileTest, IsTheSha256OfEachContent) {
+  const TempDirectory directory;
+  // Over two pieces; the digests are sha256sum's.
+  WriteFile(directory / "large", std::string((size_t{64} << 20) + 5, 'x'));
+  WriteFile(directory / "abc", "abc");
+  WriteFile(directory / "empty", "");
+  std::vector<MappedFile> files;
+  for (const char* name : {"large", "abc", "empty"}) {
+    files.push_back(*MappedFile::Open(directory / name));
+  }
+  for (const int num_threads : {1, 3}) {
+    const auto digests = DigestEachFile(files, num_threads, "hashing");
+    ASSERT_EQ(digests.size(), 3u);
+    EXPECT_EQ(
+        HexString(digests[0]),
+        "077ea83cdebb120f47f014da6853e31f9887478a8cdc65159549cc07b51fbab5");
+    EXPECT_EQ(
+        HexString(digests[1]),
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    EXPECT_EQ(
+        HexString(digests[2]),
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  }
 }
 
 }  // namespace

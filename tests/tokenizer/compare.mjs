@@ -4,7 +4,7 @@
 //   @anush008/tokenizers      the Rust library, where a build for this machine
 //                             exists
 //
-//   node compare.mjs --bin=DIR --modules=DIR --work=DIR
+//   node compare.mjs --make=FILE --tokenize=FILE --modules=DIR --work=DIR
 //                    [--seed=N] [--strings=N] [--models=DIR,DIR]
 // Prints the seed. Exit code 1 on any difference.
 import {execFileSync} from 'node:child_process';
@@ -17,7 +17,8 @@ import {makeIdLists, makeRandom, makeStrings} from './compare_strings.mjs';
 
 const {values: flags} = parseArgs({
   options: {
-    bin: {type: 'string'},
+    make: {type: 'string'},
+    tokenize: {type: 'string'},
     modules: {type: 'string'},
     work: {type: 'string'},
     seed: {type: 'string'},
@@ -41,8 +42,8 @@ const RustTokenizer = loadRust();
 
 function ours(directory, requests) {
   const input = requests.map((r) => JSON.stringify(r) + '\n').join('');
-  const output = execFileSync(path.join(flags.bin, 'tokenize_lines'),
-    [directory], {input, maxBuffer: 2 ** 30, encoding: 'utf8'});
+  const output = execFileSync(flags.tokenize, [directory],
+    {input, maxBuffer: 2 ** 30, encoding: 'utf8'});
   const lines = output.split('\n').slice(0, -1);
   if (lines.length !== requests.length) throw new Error('answers are missing');
   return lines.map((line) => JSON.parse(line));
@@ -273,7 +274,7 @@ function realModels() {
 }
 
 console.log(`seed ${seed} (repeat with --seed=${seed})`);
-const made = execFileSync(path.join(flags.bin, 'make_tokenizers'),
+const made = execFileSync(flags.make,
   [flags.work, String(seed)], {encoding: 'utf8'}).trim().split('\n');
 const models = made.map((name) => [name, path.join(flags.work, name)])
   .concat(realModels())

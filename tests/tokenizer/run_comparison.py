@@ -59,8 +59,8 @@ def install_packages(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--bin', required=True,
-                        help='folder of make_tokenizers and tokenize_lines')
+    parser.add_argument('--make', required=True, help='make_tokenizers')
+    parser.add_argument('--tokenize', required=True, help='overfill-tokenize')
     parser.add_argument('--work', required=True, help='folder to write to')
     parser.add_argument('--seed')
     parser.add_argument('--strings', default='2500')
@@ -69,9 +69,9 @@ def main():
         skip('node is not installed')
     work = pathlib.Path(args.work)
     install_packages(work / 'npm')
-    command = ['node', str(HERE / 'compare.mjs'), f'--bin={args.bin}',
-               f'--modules={work / "npm"}', f'--work={work / "tokenizers"}',
-               f'--strings={args.strings}']
+    command = ['node', str(HERE / 'compare.mjs'), f'--make={args.make}',
+               f'--tokenize={args.tokenize}', f'--modules={work / "npm"}',
+               f'--work={work / "tokenizers"}', f'--strings={args.strings}']
     if args.seed:
         command.append(f'--seed={args.seed}')
     sys.exit(subprocess.run(command).returncode)
