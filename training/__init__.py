@@ -1,4 +1,4 @@
-"""The recipe of the pair that ships: data, training, pruning, distillation."""
+"""Makes pairs: prunes, distils, imports. demo/ is of the bundled pair."""
 
 import os
 

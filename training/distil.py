@@ -1,137 +1,145 @@
-"""Distils the pruned model on answers, with the full model doing the prefill.
+"""Trains the decode model of a pair: to go on from the full model's KV.
 
-As it is served: the full model reads the prompt and gives the answer's first
-token; the pruned model takes that token as its first input, at position
-prompt_len, and attends to the full model's keys and values of the prompt and
-to its own of the answer so far. The full model is frozen.
+    python3 -m training.distil --full FULL --decode PRUNED
+        --data FILE.jsonl --out OUT
+
+The full model is frozen and reads the prompts; the decode model learns the
+answers' tokens. OUT becomes a checkpoint like PRUNED. Until then the run
+lives in OUT.run: the same command goes on after a kill, exactly. See
+training/examples.py for the data; a sequence over --sequence-tokens loses its
+end, one whose prompt alone is as long is left out.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import pathlib
-import random
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, Optional
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from training import distil_run
+from training.distributed import KINDS
+from training.errors import Parser, UserError, main_of
+from training.trainer import DTYPES
 
-from training import data
-from training.model import LayerKV, Llama, MASKED
-from training.tokenizer import Tokenizer
-from training.train import (
-    BATCHES_PER_DRAW, Log, Progress, Schedule, State, apply_gradients,
-    exact_share, mix_of_level)
+_MOST = 10 ** 9  # of what is counted
 
+def _number(
+    kind: Callable[[str], Any], least: float, most: float = math.inf,
+    name: str = "number",
+) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or value == math.inf:
+            limit = f" of at least {least}" if most == math.inf else (
+                f" from {least} to {most}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {name}{limit}")
+        return value
 
-# One step in so many is one of random facts: what is copied must not depend on
-# the words being known ones.
-STEPS_PER_FACTS = 3
-FACT_TOKENS = 192
-FACT_SUBJECTS = 4
-LONGEST_FACT = 8
-
-
-class DecodeRows(NamedTuple):
-    """One row per answer: what the pruned model reads and must say."""
-
-    source_rows: torch.Tensor  # [num_answers], the row whose KV is read
-    prompt_lens: torch.Tensor  # [num_answers], tokens of that KV in sight
-    ids: torch.Tensor          # [num_answers, num_steps], from token 0 on
-    positions: torch.Tensor    # [num_answers, num_steps]
-    targets: torch.Tensor      # [num_answers, num_steps], IGNORED as padding
-    teacher_at: torch.Tensor   # [num_answers, num_steps], where in the full
-                               # model's row the same prediction is made
+    return parse
 
 
-def decode_rows(batch: data.Batch) -> DecodeRows:
-    """Answers of one token have nothing to decode and give no row."""
-    spans = [span for span in batch.spans if span.length > 1]
-    num_steps = max(span.length for span in spans) - 1
-    shape = (len(spans), num_steps)
-    ids = torch.zeros(shape, dtype=torch.long)
-    positions = torch.zeros(shape, dtype=torch.long)
-    targets = torch.full(shape, data.IGNORED)
-    teacher_at = torch.zeros(shape, dtype=torch.long)
-    for index, span in enumerate(spans):
-        count = span.length - 1
-        at = torch.arange(span.start, span.start + count)
-        ids[index, :count] = batch.ids[span.row, at]
-        positions[index, :count] = batch.positions[span.row, at]
-        targets[index, :count] = batch.ids[span.row, at + 1]
-        teacher_at[index, :count] = at
-    return DecodeRows(
-        torch.tensor([span.row for span in spans]),
-        torch.tensor([span.start for span in spans]),
-        ids, positions, targets, teacher_at)
+_COUNT = _number(int, 1, _MOST, name="whole number")
+_FROM_ZERO = _number(int, 0, _MOST, name="whole number")
+_POSITIVE = _number(float, 1e-12)
+_NOT_NEGATIVE = _number(float, 0)
+_SHARE = _number(float, 0, 1)
 
 
-def decode_mask(
-    prompt_lens: torch.Tensor, num_past: int, num_steps: int
-) -> torch.Tensor:
-    """[num_answers, 1, 1, num_steps, num_past + num_steps]."""
-    past = torch.arange(num_past)[None, :] < prompt_lens[:, None]
-    past = past[:, None, :].expand(-1, num_steps, -1)
-    own = torch.ones(num_steps, num_steps, dtype=torch.bool).tril()
-    own = own[None].expand(len(prompt_lens), -1, -1)
-    seen = torch.cat([past, own], dim=2)[:, None, None]
-    return torch.where(seen, 0.0, MASKED)
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = Parser(prog="training.distil", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_what(parser.add_argument_group("what is trained"))
+    _add_how(parser.add_argument_group("how"))
+    _add_run(parser.add_argument_group("the run"))
+    args = parser.parse_args(argv)
+    if args.full is None and (
+            args.objective == "two_stage" or args.loss != "ce"):
+        raise UserError("--full is needed but for --objective single with "
+                        "--loss ce")
+    if args.projection and args.objective != "two_stage":
+        raise UserError("--projection goes with --objective two_stage")
+    if args.dev_data is not None and args.dev_share:
+        raise UserError("--dev-share and --dev-data exclude each other")
+    return args
 
 
-def run_pruned(
-    pruned: Llama, rows: DecodeRows, full_kv: List[LayerKV]
-) -> torch.Tensor:
-    """The pruned model's hidden states, [num_answers, num_steps, hidden]."""
-    past = [(k[rows.source_rows], v[rows.source_rows]) for k, v in full_kv]
-    mask = decode_mask(
-        rows.prompt_lens, past[0][0].shape[2], rows.ids.shape[1])
-    hidden, _ = pruned(rows.ids, rows.positions, past, mask)
-    return hidden
+def _add_what(group: Any) -> None:
+    add, path = group.add_argument, pathlib.Path
+    add("--full", type=path, metavar="DIR", help="frozen; reads the prompts")
+    add("--decode", type=path, metavar="DIR", required=True,
+        help="where the trained model starts")
+    add("--data", type=path, metavar="FILE", required=True, help="JSON lines")
+    add("--out", type=path, metavar="DIR", required=True)
+    add("--objective", choices=("two_stage", "single"), default="two_stage",
+        help="single: the decode model reads the prompts itself")
+    add("--init", choices=("checkpoint", "random"), default="checkpoint",
+        help="random: from scratch, with the config of --decode")
+    add("--loss", choices=("ce", "kl", "both"), default="ce",
+        help="cross entropy with the answers, KL to the full model, or "
+        "ce + kl_weight * kl")
+    add("--kl-weight", type=_NOT_NEGATIVE, default=1.0)
+    add("--temperature", type=_POSITIVE, default=1.0, help="of the KL")
+    add("--projection", action="store_true",
+        help="train a linear map of the full model's KV, too")
+    add("--kv-map", type=path, metavar="FILE",
+        help="default: the one in --decode, or as its overfill.json says")
+    add("--chat-template", action="store_true",
+        help="make chats of prompt/answer lines; other chats always are")
+    add("--language", default="", metavar="CODE",
+        help='only lines whose "langdetect" is this')
 
 
-def distillation_loss(
-    full: Llama, pruned: Llama, batch: data.Batch, kl_weight: float
-) -> Tuple[torch.Tensor, float]:
-    """Cross entropy with the answer, plus KL from the full model."""
-    rows = decode_rows(batch)
-    wanted = rows.targets != data.IGNORED
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with torch.no_grad():
-            hidden, full_kv = full(batch.ids, batch.positions)
-            source = rows.source_rows[:, None].expand_as(rows.ids)[wanted]
-            teacher = full.logits(hidden[source, rows.teacher_at[wanted]])
-        student = pruned.logits(run_pruned(pruned, rows, full_kv)[wanted])
-    targets = rows.targets[wanted]
-    log_probs = F.log_softmax(student.float(), dim=-1)
-    teacher_probs = F.softmax(teacher.float(), dim=-1)
-    entropy_gap = F.kl_div(log_probs, teacher_probs, reduction="batchmean")
-    loss = F.nll_loss(log_probs, targets) + kl_weight * entropy_gap
-    lengths = [int(count) for count in wanted.sum(1)]
-    return loss, exact_share(student.argmax(-1) == targets, lengths)
+def _add_how(group: Any) -> None:
+    add = group.add_argument
+    add("--lr", type=_POSITIVE, default=2e-5)
+    add("--warmup-share", type=_SHARE, default=0.01)
+    add("--weight-decay", type=_NOT_NEGATIVE, default=0.0)
+    add("--clip-norm", type=_POSITIVE, default=1.0)
+    add("--epochs", type=_POSITIVE, default=1.0)
+    add("--max-steps", type=_FROM_ZERO, default=0,
+        help="fewer than the epochs have; the schedule is of these")
+    add("--batch-size", type=_COUNT, default=64,
+        help="sequences per step, over all processes")
+    add("--micro-batch", type=_COUNT, default=1,
+        help="sequences at once in a process")
+    add("--sequence-tokens", default=2048,
+        type=_number(int, 2, _MOST, name="whole number"))
+    add("--seed", type=_FROM_ZERO, default=1)
+    add("--dtype", choices=DTYPES, default="bfloat16",
+        help="bfloat16: autocast; the trained weights stay float32")
+    add("--gradient-checkpointing", action="store_true")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=_FROM_ZERO, default=0)
+    add("--parallel", choices=KINDS, default="none",
+        help="ddp, fsdp: under torchrun")
 
 
-def distil(
-    full: Llama, state: State, tokenizer: Tokenizer, seed: int,
-    schedule: Schedule, level: int, path: Optional[pathlib.Path], log: Log,
-    kl_weight: float = 1.0,
-) -> None:
-    """`state.model` is the pruned model; `full` does not change."""
-    full.eval()
-    progress = Progress(state, path, "distil", log)
-    config = state.model.config
-    batches: List[data.Batch] = []
-    while state.step < schedule.num_steps:
-        if state.step % STEPS_PER_FACTS == 0:
-            batches.append(data.fact_batch(
-                np.random.default_rng((seed, 4, state.step)),
-                config.vocab_size, FACT_SUBJECTS, FACT_TOKENS, LONGEST_FACT,
-                config.max_position_embeddings))
-        elif not batches:
-            rng = random.Random(f"{seed} distil {state.step}")
-            batches = data.scene_batches(
-                tokenizer, mix_of_level(level, level), rng, BATCHES_PER_DRAW)
-        batch = batches.pop()
-        loss, share = distillation_loss(full, state.model, batch, kl_weight)
-        apply_gradients(state, loss, schedule.lr(state.step))
-        state.accuracy += 0.05 * (share - state.accuracy)
-        progress.step(float(loss), batch.ids.numel())
+def _add_run(group: Any) -> None:
+    add, path = group.add_argument, pathlib.Path
+    add("--dev-share", type=_number(float, 0, 0.99), default=0.0,
+        help="share of the lines that is held out and scored")
+    add("--dev-data", type=path, metavar="FILE",
+        help="lines to score in its place")
+    add("--dev-every", type=_FROM_ZERO, default=0, metavar="STEPS",
+        help="0: before the first step and after the last")
+    add("--dev-rows", type=_COUNT, default=512, help="at most")
+    add("--save-every", type=_FROM_ZERO, default=0, metavar="STEPS",
+        help="checkpoints; one every --save-minutes in any case")
+    add("--save-minutes", type=_POSITIVE, default=10.0)
+    add("--resume", choices=("auto", "never"), default="auto")
+    add("--metrics", type=path, metavar="FILE.csv",
+        help="default: OUT.run/metrics.csv, in the end OUT/metrics.csv")
+    add("--tensorboard", type=path, metavar="DIR")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    return distil_run.run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    main_of(main)

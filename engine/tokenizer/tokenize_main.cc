@@ -74,10 +74,10 @@ absl::StatusOr<Json> Decode(const Tokenizer& tokenizer, const Json& request) {
   }
   std::vector<int32_t> ids;
   for (const Json& id : list) {
-    if (!id.is_number_integer() || id < INT32_MIN || id > INT32_MAX) {
-      return absl::InvalidArgumentError("request: an id is not an int32");
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
+      return absl::InvalidArgumentError("request: an id is no token id");
     }
-    ids.push_back(id.get<int32_t>());
+    ids.push_back(static_cast<int32_t>(id.get<uint64_t>()));
   }
   const std::string whole = tokenizer.Decode(ids, skip);
   Detokenizer detokenizer(&tokenizer, skip);
