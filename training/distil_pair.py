@@ -141,10 +141,12 @@ def fingerprint(folder: Optional[pathlib.Path]) -> List[str]:
 def write(
     folder: pathlib.Path, name: str, decode: pathlib.Path, pair: Pair,
     state: Mapping[str, torch.Tensor], is_cut: bool,
+    full: Optional[pathlib.Path],
 ) -> None:
     """The trained decode model, its tokenizer and map, and the manifest where
-    its weights are still `is_cut` from the full model's. `state` is the
-    student's; `name` the folder's later one."""
+    its weights are still `is_cut` from a full model's. `state` is the
+    student's; `name` the folder's later one; `full` the model whose KV it
+    reads, None where it reads none."""
     tensors = {key[len(_MODEL):]: tensor for key, tensor in state.items()
                if key.startswith(_MODEL)}
     checkpoint.save_checkpoint(
@@ -165,8 +167,21 @@ def write(
         if transform is not None:
             stated["kv_map"] = transform.kind
             stated["layer_map"] = transform.layers
+        if full is not None:
+            _state_full(stated, full)
         checkpoint.write_json(folder / manifest.FILE_NAME, stated)
         manifest.refresh(folder)
+
+
+def _state_full(stated: Dict[str, Any], full: pathlib.Path) -> None:
+    """It may be another one than the decode model was cut from, a later
+    version of it for example."""
+    described = manifest.describe(full)
+    for kept, size in (("kept_hidden", "hidden_size"),
+                       ("kept_intermediate", "intermediate_size")):
+        if stated["full"].get(size) != described[size]:
+            stated[kept] = None
+    stated["full"] = described
 
 
 def _set_maps(

@@ -251,8 +251,10 @@ def _write_out(
 ) -> None:
     metrics = _metrics_path(args, folder)
     with checkpoint.new_folder(out) as partial:
-        distil_pair.write(partial, out.name, args.decode, pair, state,
-                          is_cut=args.init == "checkpoint")
+        distil_pair.write(
+            partial, out.name, args.decode, pair, state,
+            is_cut=args.init == "checkpoint",
+            full=args.full if args.objective == "two_stage" else None)
         shutil.copyfile(metrics, partial / "metrics.csv")
         dev = [row for row in trainer_metrics.read_rows(metrics)
                if "dev_loss" in row]

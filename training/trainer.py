@@ -98,7 +98,6 @@ class Trainer:
         metrics: Optional[pathlib.Path] = None,
         tensorboard: Optional[pathlib.Path] = None,
         processes: Optional[Processes] = None,
-        lr_at: Optional[Callable[[int], float]] = None,
         log: Optional[Log] = None,
     ) -> None:
         """`folder` takes checkpoints; with `resume` the run goes on at the
@@ -112,7 +111,6 @@ class Trainer:
         self._objective = objective
         self._batch_at = batch_at
         self._dev = dev
-        self._lr_at = lr_at or config.lr_at
         self._log = log or (lambda line: print(line, file=sys.stderr,
                                                flush=True))
         self._metrics, self._tensorboard = metrics, tensorboard
@@ -232,7 +230,7 @@ class Trainer:
         self._check_finite("loss", sums.loss)
         norm = self._processes.clip_gradients(self._student, config.clip_norm)
         self._check_finite("gradient", norm)
-        lr = self._lr_at(self.step)
+        lr = config.lr_at(self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()

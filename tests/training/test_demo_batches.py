@@ -8,6 +8,7 @@ import torch
 from training.demo import batches, recipe, words
 from training.demo.copying import seed_copying
 from training.demo.induction import induction_batch
+from training.errors import UserError
 from training.model import Llama, ModelConfig, init_weights
 from training.tokenizer import train_tokenizer
 
@@ -19,9 +20,9 @@ class ScenesTest(unittest.TestCase):
         cls.scenes = batches.Scenes(cls.tokenizer, "3")
 
     def test_spans_are_the_answers(self):
-        for step in range(2):
-            batch = self.scenes(step)
-            self.assertGreater(len(batch.spans), 20)
+        for number in range(8):
+            batch = self.scenes(number)
+            self.assertGreater(len(batch.spans), 3)
             for span in batch.spans:
                 row = batch.ids[span.row].tolist()
                 end = span.start + span.length
@@ -41,11 +42,24 @@ class ScenesTest(unittest.TestCase):
         self.assertNotEqual(self.scenes(0).ids.tolist(),
                             self.scenes(1).ids.tolist())
 
-    def test_batches_are_of_like_size(self):
-        sizes = [self.scenes(step).ids.numel()
-                 for step in range(batches.BATCHES_PER_DRAW)]
-        self.assertLess(max(sizes), 2 * batches.TOKENS_PER_BATCH)
-        self.assertGreater(min(sizes), batches.TOKENS_PER_BATCH / 3)
+    def test_parts_are_of_like_size_and_of_all_lengths(self):
+        parts = [self.scenes(number)
+                 for number in range(batches.PARTS_PER_DRAW)]
+        sizes = [part.ids.numel() for part in parts]
+        self.assertLess(max(sizes), 2 * batches.TOKENS_PER_PART)
+        self.assertGreater(min(sizes), batches.TOKENS_PER_PART / 3)
+        widths = [part.ids.shape[1] for part in parts]
+        self.assertGreater(max(widths), 3 * min(widths))
+        # Rows of a part are padded little.
+        padding = sum(int((part.ids == self.tokenizer.eos_id).sum())
+                      - len(part.spans) for part in parts)
+        self.assertLess(padding, 0.1 * sum(sizes))
+
+    def test_processes_share_the_parts(self):
+        self.assertEqual([batches.parts_per_process(n) for n in (1, 2, 4)],
+                         [4, 2, 1])
+        with self.assertRaisesRegex(UserError, "3 processes"):
+            batches.parts_per_process(3)
 
     def test_passages_grow(self):
         sizes = batches.Sizes(2, 8, 10)
@@ -54,7 +68,8 @@ class ScenesTest(unittest.TestCase):
 
     def test_the_training_split_is_what_is_trained_on(self):
         text = " ".join(self.tokenizer.decode(row.tolist())
-                        for row in self.scenes(0).ids)
+                        for number in range(8)
+                        for row in self.scenes(number).ids)
         used = {word for word in words.NOUNS + words.PEOPLE if word in
                 set(text.replace(",", " ").replace(".", " ").split())}
         self.assertGreater(len(used), 10)

@@ -41,7 +41,7 @@ class RecipeTest(unittest.TestCase):
         cls.folder = pathlib.Path(temporary.name)
         cls.pair, cls.work = cls.folder / "pair", cls.folder / "work"
         patch = unittest.mock.patch.multiple(
-            decoders, DEV_BATCHES=1)  # all that takes long
+            decoders, DEV_PARTS=1)  # all that takes long
         patch.start()
         cls.addClassCleanup(patch.stop)
         make(cls.pair, cls.work)

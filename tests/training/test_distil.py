@@ -153,6 +153,20 @@ class DistilTest(unittest.TestCase):
         self.assertEqual(told["data"]["data"]["rows"], 80)
         self.assertTrue((out / "tokenizer_config.json").exists())
 
+    def test_the_manifest_names_the_full_model_that_is_read(self):
+        for name, changes in (("later", {}), ("wider", {"hidden_size": 40})):
+            full = self.folder / name
+            write_model(full, self.tokenizer, 9, **changes)
+            out = self.run_here(full=full, max_steps=1, out=f"out-{name}")
+            stated = manifest.read(out)
+            self.assertEqual(stated["full"], manifest.describe(full))
+            self.assertEqual(stated["kept_hidden"] is None, bool(changes))
+            self.assertIsNotNone(stated["kept_intermediate"])
+        alone = self.run_here(objective="single", loss="kl", max_steps=1,
+                              full=full, out="alone")
+        self.assertEqual(manifest.read(alone)["full"],
+                         manifest.read(self.models / "decode")["full"])
+
     def test_single_stage_from_checkpoint_and_from_scratch(self):
         self.assert_learned(self.run_here(
             objective="single", dev_share=0.2))

@@ -13,7 +13,8 @@ import unittest
 import torch
 
 from tests.training import tiny_models
-from training import checkpoint, prune
+from training import checkpoint, kv_map, manifest, prune
+from training.kv_map import KvMap, Projection
 from training.tokenizer import train_tokenizer
 
 SEED = random.randrange(1 << 30)
@@ -25,8 +26,9 @@ NUM_TOKENS = 6
 VOCAB_SIZE = 320
 
 
-def pair_logits(full, decode, layers, prompt, answer):
-    """[prompt + answer, vocabulary]: each row follows the token before it."""
+def pair_logits(full, decode, view, prompt, answer):
+    """[prompt + answer, vocabulary]: each row follows the token before it.
+    `view` makes what the decode model reads of the full one's KV."""
     def run(model, ids, first, past=None):
         hidden, kv = model(torch.tensor([ids]),
                            torch.arange(first, first + len(ids))[None], past)
@@ -34,8 +36,7 @@ def pair_logits(full, decode, layers, prompt, answer):
 
     with torch.no_grad():
         of_prompt, kv = run(full, prompt, 0)
-        of_answer, _ = run(decode, answer, len(prompt),
-                           [kv[layer] for layer in layers])
+        of_answer, _ = run(decode, answer, len(prompt), view(kv))
     return torch.cat([of_prompt, of_answer]).double()
 
 
@@ -67,7 +68,20 @@ class ServedTest(unittest.TestCase):
             first, positions = request["first_row"], request["positions"]
             yield positions, rows[first:first + len(positions)]
 
-    def check(self, config, **options):
+    def write_projection(self, out, layers, full, decode):
+        """Maps near the identity, with biases, as the pair's."""
+        maps = Projection(layers, full.config, decode.config, has_bias=True)
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for parameter in maps.parameters():
+                parameter += 0.1 * torch.randn(
+                    parameter.shape, generator=generator)
+        kv_map.write(out, maps)
+        checkpoint.write_json(out / "overfill.json", {
+            **manifest.read(out), "kv_map": "projection"})
+        return maps
+
+    def check(self, config, projects=False, **options):
         config = dataclasses.replace(config, vocab_size=VOCAB_SIZE)
         prompts = tiny_models.rows_of_ids(SEED, (5, 24, 37), VOCAB_SIZE)
         answers = tiny_models.rows_of_ids(
@@ -84,13 +98,17 @@ class ServedTest(unittest.TestCase):
             decode, _ = checkpoint.load_checkpoint(folder / "out")
             layers = checkpoint.read_json(
                 folder / "out/overfill.json")["layer_map"]
+            view = KvMap(layers)
+            if projects:
+                view = self.write_projection(
+                    folder / "out", layers, full, decode)
             members = {"full": str(folder / "full"),
                        "decode": str(folder / "out")}
             if (folder / "out/kv_map.json").exists():
                 members["kv_map"] = str(folder / "out/kv_map.json")
             for path, reader, of_reader in (
-                    ("two_stage", full, layers),
-                    ("pruned", decode, range(len(layers)))):
+                    ("two_stage", full, view),
+                    ("pruned", decode, lambda kv: kv)):
                 got = self.engine(folder, members, path, prompts, answers)
                 for prompt, answer, (positions, logits) in zip(
                         prompts, answers, got):
@@ -111,6 +129,9 @@ class ServedTest(unittest.TestCase):
     def test_depth(self):
         for strategy in ("firstlast", "importance"):
             self.check(tiny_models.QWEN3, depth=0.3, depth_strategy=strategy)
+
+    def test_a_projection_with_biases(self):
+        self.check(tiny_models.LLAMA3, projects=True, depth=0.3)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,18 @@ from training.demo import world
 from training.demo.binding import IGNORED, binding_batch
 from training.demo.induction import induction_batch
 from training.demo.scene import Scene, format_prompt
+from training.errors import UserError
 from training.tokenizer import Tokenizer
 from training.two_stage import Answer, Batch
 
-TOKENS_PER_BATCH = 4096
+# A step's batch comes in parts, each of rows of nearly one length and so of
+# few families; together they have short and long ones. Processes share them.
+PARTS = 4
+TOKENS_PER_PART = 1024
 MAX_POSITIONS = 1024
 MAX_QUESTIONS = 12
-# Rows of this many batches are made together, so that a batch has rows of
-# nearly one length.
-BATCHES_PER_DRAW = 8
+# Rows of this many parts are made together.
+PARTS_PER_DRAW = 32
 
 
 class Row(NamedTuple):
@@ -74,13 +77,12 @@ def collate(
     return Batch(ids, positions, spans)
 
 
-def part_of(batch: Batch, rank: int, world: int) -> Batch:
-    """The rows of one of `world` processes, which share a batch."""
-    if world == 1:
-        return batch
-    spans = [Answer(span.row // world, span.start, span.length)
-             for span in batch.spans if span.row % world == rank]
-    return Batch(batch.ids[rank::world], batch.positions[rank::world], spans)
+def parts_per_process(world: int) -> int:
+    """Micro-batches that each of `world` processes takes of a step."""
+    if PARTS % world:
+        raise UserError(f"{world} processes cannot share {PARTS} parts of a "
+                        "batch; take 1, 2 or 4")
+    return PARTS // world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +111,16 @@ class Scenes:
         self._held_out = held_out
         self._draw_of = functools.lru_cache(maxsize=2)(self._draw)
 
-    def __call__(self, step: int) -> Batch:
-        draw, index = divmod(step, BATCHES_PER_DRAW)
+    def __call__(self, number: int) -> Batch:
+        """A part; its number is all that it depends on."""
+        draw, index = divmod(number, PARTS_PER_DRAW)
         return self._draw_of(draw)[index]
 
     def _rows(self, rng: random.Random, max_size: int) -> List[Row]:
         """Enough for a draw, the longest first."""
         rows: List[Row] = []
         num_tokens = 0
-        while num_tokens < BATCHES_PER_DRAW * TOKENS_PER_BATCH:
+        while num_tokens < PARTS_PER_DRAW * TOKENS_PER_PART:
             # Half of the scenes are as large as they may be.
             size = max_size
             if rng.random() < 0.5:
@@ -125,25 +128,28 @@ class Scenes:
             scene = world.make_scene(
                 rng, world.draw_family(rng), size, self._held_out)
             row = encode_scene(self._tokenizer, scene, MAX_QUESTIONS)
-            if len(row.ids) <= MAX_POSITIONS:
+            if 0 < len(row.ids) <= MAX_POSITIONS:  # some have no question
                 rows.append(row)
                 num_tokens += len(row.ids)
         return sorted(rows, key=lambda row: -len(row.ids))
 
     def _draw(self, draw: int) -> List[Batch]:
         rng = random.Random(f"{self._seed} {draw}")
-        rows = self._rows(rng, self._sizes.at(draw * BATCHES_PER_DRAW))
+        step = draw * PARTS_PER_DRAW // PARTS
+        rows = self._rows(rng, self._sizes.at(step))
         total = sum(len(row.ids) for row in rows)
-        parts: List[List[Row]] = [[] for _ in range(BATCHES_PER_DRAW)]
+        groups: List[List[Row]] = [[] for _ in range(PARTS_PER_DRAW)]
         done = 0
-        for row in rows:  # each part has its share of the tokens
-            parts[min(BATCHES_PER_DRAW - 1,
-                      done * BATCHES_PER_DRAW // total)].append(row)
+        for row in rows:  # each group has its share of the tokens
+            middle = done + len(row.ids) // 2
+            groups[middle * PARTS_PER_DRAW // total].append(row)
             done += len(row.ids)
-        batches = [collate(part, self._tokenizer.eos_id, rng)
-                   for part in parts]
-        rng.shuffle(batches)
-        return batches
+        parts = [collate(group, self._tokenizer.eos_id, rng)
+                 for group in groups if group]
+        while len(parts) < PARTS_PER_DRAW:  # a row may be longer than a part
+            parts.append(parts[len(parts) % 7])
+        rng.shuffle(parts)
+        return parts
 
 
 def _random_tokens(
@@ -174,7 +180,7 @@ def fact_batch(
     rng = np.random.default_rng(seed)
     num_tokens = min(160, 48 + 14 * num_subjects)
     ids, targets, lengths = binding_batch(
-        rng, TOKENS_PER_BATCH // num_tokens, num_tokens, vocab_size, 0,
+        rng, TOKENS_PER_PART // num_tokens, num_tokens, vocab_size, 0,
         num_subjects, longest_value)
     return _random_tokens(ids, targets, rng, lengths)
 
@@ -184,6 +190,6 @@ def copying_batch(seed: Sequence[int], vocab_size: int) -> Batch:
     rng = np.random.default_rng(seed)
     num_tokens = 64
     ids, targets = induction_batch(
-        rng, TOKENS_PER_BATCH // num_tokens, num_tokens, vocab_size, 0)
+        rng, TOKENS_PER_PART // num_tokens, num_tokens, vocab_size, 0)
     count = int((targets != IGNORED).sum())
     return _random_tokens(ids, targets, rng, [1] * count)

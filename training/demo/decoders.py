@@ -12,7 +12,8 @@ import pathlib
 from typing import Any, Dict, List, Optional
 
 from training import checkpoint, manifest
-from training.demo.batches import Scenes, fact_batch, part_of
+from training.demo.batches import (
+    PARTS, Scenes, fact_batch, parts_per_process)
 from training.distributed import Processes
 from training.model import Llama, init_weights
 from training.tokenizer import Tokenizer
@@ -22,10 +23,10 @@ from training.two_stage import (
     Batch, LossWeights, SingleStage, Student, TwoStage)
 
 KINDS = ("two_stage", "pruned", "scratch")
-STEPS_PER_FACTS = 5
+PARTS_PER_FACTS = 5
 FACT_SUBJECTS = 4
 LONGEST_FACT = 8
-DEV_BATCHES = 8
+DEV_PARTS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Plan:
 
 
 class Mix:
-    """Scenes, and every so many steps facts of random tokens."""
+    """Scenes, and one part in so many of facts of random tokens."""
 
     def __init__(
         self, tokenizer: Tokenizer, seed: int, world: int = 1
@@ -53,17 +54,18 @@ class Mix:
         self._vocab_size = tokenizer.vocab_size
         self._seed = seed
 
-    def __call__(self, step: int, _micro: int, rank: int) -> Batch:
-        batch = (fact_batch((self._seed, 4, step), self._vocab_size,
-                            FACT_SUBJECTS, LONGEST_FACT)
-                 if step % STEPS_PER_FACTS == 0 else self._scenes(step))
-        return part_of(batch, rank, self._world)
+    def __call__(self, step: int, micro: int, rank: int) -> Batch:
+        number = step * PARTS + micro * self._world + rank
+        if number % PARTS_PER_FACTS == 0:
+            return fact_batch((self._seed, 4, number), self._vocab_size,
+                              FACT_SUBJECTS, LONGEST_FACT)
+        return self._scenes(number)
 
 
 def development(tokenizer: Tokenizer, seed: int) -> List[Batch]:
     """Held-out entities and forms, from another seed than any test."""
     scenes = Scenes(tokenizer, f"{seed} development", held_out=True)
-    return [scenes(step) for step in range(DEV_BATCHES)]
+    return [scenes(number) for number in range(DEV_PARTS)]
 
 
 def train_decoder(
@@ -78,20 +80,24 @@ def train_decoder(
     if plan.kind == "scratch":
         init_weights(model, plan.seed)
     tokenizer = Tokenizer.load(full_folder)
+    world = processes.world if processes else 1
     weights = LossWeights(1.0, plan.kl)
     objective = (TwoStage(full, weights) if plan.kind == "two_stage"
                  else SingleStage(full, weights))
     trainer = Trainer(
         Student(model), objective,
-        Mix(tokenizer, plan.seed, processes.world if processes else 1),
+        Mix(tokenizer, plan.seed, world),
         TrainerConfig(
-            num_steps=plan.num_steps, peak_lr=plan.peak_lr,
+            num_steps=plan.num_steps, accumulation=parts_per_process(world),
+            peak_lr=plan.peak_lr,
             warmup_share=0.03, decay_share=0.5, final_lr_share=0.02,
             weight_decay=0.01, betas=(0.9, 0.98), seed=plan.seed,
             save_minutes=3.0, dev_steps=plan.dev_steps, log_steps=50),
         folder=run, dev=development(tokenizer, plan.seed),
         metrics=run.with_suffix(".csv"), log=log, processes=processes,
-        arguments=dataclasses.asdict(plan))
+        arguments={**dataclasses.asdict(plan),
+                   "full_model": checkpoint.sha256_of(
+                       full_folder / "model.safetensors")})
     outcome = trainer.run()
     if outcome.finished and (processes is None or processes.rank == 0):
         save(model, stated, cut_folder, out, plan)

@@ -36,6 +36,8 @@ class Runs:
     def __init__(self, work: pathlib.Path, plain: recipe.Recipe) -> None:
         self.work = work
         self.recipe = plain
+        self.digest = checkpoint.sha256_of(
+            work / "full" / "model.safetensors")[:8]
         self.folder = work / "judged"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -45,7 +47,8 @@ class Runs:
                              self.recipe.seed)
 
     def name(self, plan: decoders.Plan, cut: pathlib.Path) -> str:
-        return f"{cut.name}-{plan.name()}-{plan.num_steps}"
+        """Runs behind another full model are other runs."""
+        return f"{self.digest}-{cut.name}-{plan.name()}-{plan.num_steps}"
 
     def train(self, plan: decoders.Plan, cut: pathlib.Path) -> Dict[str, Any]:
         """The run's record; trained where it is not yet."""
@@ -70,7 +73,7 @@ class Runs:
         return dict(checkpoint.read_json(record))
 
     def cut(self, share: float) -> pathlib.Path:
-        out = self.work / f"cut-{share:g}"
+        out = self.work / f"cut-{self.digest}-{share:g}"
         if not out.exists():
             recipe.cut_full(self.work, self.recipe,
                             Tokenizer.load(self.work / "full"), share, out)

@@ -179,8 +179,8 @@ def counts(
             held_out, relation)
         text = form.format(v=value, a=words.article(value),
                            noun=RELATIONS[relation].noun)
-        number = words.NUMBERS[len(who)].capitalize()
-        yield Question("counting", text, f"{number}: {words.listing(who)}.")
+        number = words.NUMBERS[len(who)]
+        yield Question("counting", text, f"{words.listing(who)}: {number}.")
 
 
 SAYS_AGE = {"years": "{n} is {v} years old.", "age": "The age of {n} is {v}.",

@@ -27,7 +27,8 @@ import torch
 from training import checkpoint, prune
 from training.demo import copying, decoders, world
 from training.demo.batches import (
-    Scenes, Sizes, copying_batch, encode_scene, fact_batch, part_of)
+    PARTS, Scenes, Sizes, copying_batch, encode_scene, fact_batch,
+    parts_per_process)
 from training.demo.scene import format_prompt
 from training.distributed import Processes
 from training.errors import Parser, main_of
@@ -68,7 +69,7 @@ class Recipe:
 
 class Lessons:
     """What the full model reads, step by step: copying, then facts of random
-    tokens about more and more subjects, then passages that grow; one step in
+    tokens about more and more subjects, then passages that grow; one part in
     eight stays with facts."""
 
     def __init__(
@@ -85,20 +86,20 @@ class Lessons:
     def _before_language(self) -> int:
         return self._recipe.copying_steps + self._recipe.facts_steps
 
-    def __call__(self, step: int, _micro: int, rank: int) -> Batch:
-        return part_of(self._whole(step), rank, self._world)
-
-    def _whole(self, step: int) -> Batch:
-        recipe, seed = self._recipe, (self._recipe.seed, 2, step)
+    def __call__(self, step: int, micro: int, rank: int) -> Batch:
+        recipe = self._recipe
+        part = micro * self._world + rank
+        seed = (recipe.seed, 2, step, part)
         if step < recipe.copying_steps:
             return copying_batch(seed, self._vocab_size)
         if step < self._before_language():
             done = (step - recipe.copying_steps) / recipe.facts_steps
             subjects = 2 + int(max(0.0, done - 0.3) / 0.7 * (MAX_SIZE - 2))
             return fact_batch(seed, self._vocab_size, subjects)
-        if step % 8 == 0:
+        number = (step - self._before_language()) * PARTS + part
+        if number % 8 == 0:
             return fact_batch(seed, self._vocab_size, MAX_SIZE)
-        return self._scenes(step - self._before_language())
+        return self._scenes(number)
 
 
 def corpus(seed: int, num_scenes: int) -> List[str]:
@@ -134,9 +135,10 @@ def train_full(
         Student(model), SingleStage(None, LossWeights(1.0)),
         Lessons(recipe, tokenizer, processes.world),
         TrainerConfig(
-            num_steps=recipe.full_steps, peak_lr=recipe.full_lr,
-            warmup_share=0.01, decay_share=0.3, final_lr_share=0.05,
-            weight_decay=0.01, betas=(0.9, 0.98), seed=recipe.seed,
+            num_steps=recipe.full_steps,
+            accumulation=parts_per_process(processes.world),
+            peak_lr=recipe.full_lr, warmup_share=0.01, decay_share=0.3,
+            final_lr_share=0.05, weight_decay=0.01, betas=(0.9, 0.98), seed=recipe.seed,
             save_minutes=3.0, dev_steps=200, log_steps=50),
         folder=work / "full.run", metrics=work / "full.csv",
         dev=decoders.development(tokenizer, recipe.seed),
@@ -152,9 +154,13 @@ def train_full(
 
 def calibration(tokenizer: Tokenizer, seed: int) -> List[List[int]]:
     rng = random.Random(f"{seed} calibration")
-    return [encode_scene(tokenizer, world.make_scene(
-        rng, rng.choice(world.FAMILIES), MAX_SIZE, False), 6).ids
-            for _ in range(NUM_CALIBRATION_ROWS)]
+    rows: List[List[int]] = []
+    while len(rows) < NUM_CALIBRATION_ROWS:
+        scene = world.make_scene(
+            rng, rng.choice(world.FAMILIES), MAX_SIZE, False)
+        if scene.questions:  # as nearly all have
+            rows.append(encode_scene(tokenizer, scene, 6).ids)
+    return rows
 
 
 def cut_full(
@@ -192,7 +198,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=pathlib.Path,
                         default=pathlib.Path("build/demo_pair"))
     parser.add_argument("--processes", type=int,
-                        default=min(8, len(os.sched_getaffinity(0))))
+                        default=min(2, len(os.sched_getaffinity(0))),
+                        help="1, 2 or 4, which share each batch")
     parser.add_argument("--threads", type=int, default=1,
                         help="of a single process")
     for field in dataclasses.fields(Recipe):

@@ -17,7 +17,7 @@ import random
 from typing import List
 
 from training.demo import world
-from training.demo.scene import format_prompt
+from training.demo.scene import Scene, format_prompt
 
 TEST_SEED = 20251
 MIN_SIZE = 4
@@ -39,8 +39,7 @@ def make_items(seed: int, per_family: int) -> List[Item]:
     for family in world.FAMILIES:
         rng = random.Random(f"{seed} held out {family}")
         for index in range(per_family):
-            size = rng.randint(MIN_SIZE, MAX_SIZE)
-            scene = world.make_scene(rng, family, size, held_out=True)
+            scene = _draw_scene(rng, family)
             question = scene.questions[0]
             items.append(Item(
                 id=f"{family}-{index}", family=family,
@@ -48,6 +47,15 @@ def make_items(seed: int, per_family: int) -> List[Item]:
                 bare_prompt=format_prompt("", question.text),
                 answer=" " + question.answer))
     return items
+
+
+def _draw_scene(rng: random.Random, family: str) -> Scene:
+    """A passage of which something can be asked, as of nearly all."""
+    while True:
+        size = rng.randint(MIN_SIZE, MAX_SIZE)
+        scene = world.make_scene(rng, family, size, held_out=True)
+        if scene.questions:
+            return scene
 
 
 def main() -> None:
