@@ -35,16 +35,16 @@ RELATIONS: Dict[str, Relation] = {
 PERSONAL = [name for name, r in RELATIONS.items() if r.is_to_person]
 PLAIN = [name for name, r in RELATIONS.items() if not r.is_to_person]
 
-# {says} and {noun} are the relation's.
-STATEMENTS = {"verb": "{n} {says}.", "possessive": "{n}'s {noun} is {v}.",
-              "of": "The {noun} of {n} is {v}."}
-QUESTIONS = {"verb": "{asks}", "possessive": "What is {n}'s {noun}?",
-             "of": "What is the {noun} of {n}?",
-             "short": "{n}'s {noun}?", "tell": "Tell me the {noun} of {n}."}
-HOPS = {"of": "What is the {noun} of {n}'s {via}?",
-        "possessive": "What is {n}'s {via}'s {noun}?",
-        "of of": "What is the {noun} of the {via} of {n}?",
-        "short": "{n}'s {via}'s {noun}?"}
+# Of the forms with {noun}, the relation's, one is held out for each relation.
+# Those with the relation's own words are not: there are no others like them.
+VERB_STATEMENT = "{n} {says}."
+STATEMENTS = ("{n}'s {noun} is {v}.", "The {noun} of {n} is {v}.")
+VERB_QUESTION = "{asks}"
+QUESTIONS = ("What is {n}'s {noun}?", "What is the {noun} of {n}?",
+             "{n}'s {noun}?", "Tell me the {noun} of {n}.")
+HOPS = ("What is the {noun} of {n}'s {via}?", "What is {n}'s {via}'s {noun}?",
+        "What is the {noun} of the {via} of {n}?", "{n}'s {via}'s {noun}?",
+        "Tell me the {noun} of {n}'s {via}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,18 @@ def _fill(form: str, relation: Relation, name: str, value: str) -> str:
         asks=relation.asks.format(**words_of), **words_of)
 
 
-def _pick_form(
-    rng: random.Random, forms: Dict[str, str], kind: str, held_out: bool,
-    *parts: str,
+def _index(relation: str) -> int:
+    return list(RELATIONS).index(relation)
+
+
+def _relation_form(
+    rng: random.Random, verb: str, forms: Sequence[str], held_out: bool,
+    relation: str,
 ) -> str:
-    return forms[rng.choice(forms_of_split(forms, held_out, kind, *parts))]
+    """Half of the time, where the split has it, the relation's own form."""
+    if not held_out and rng.random() < 0.5:
+        return verb
+    return rng.choice(forms_of_split(forms, held_out, _index(relation)))
 
 
 def tell(rng: random.Random, people: Sequence[Person], held_out: bool) -> str:
@@ -111,9 +118,9 @@ def tell(rng: random.Random, people: Sequence[Person], held_out: bool) -> str:
                 second = _fill("{says}", RELATIONS[other], "", other_value)
                 sentences.append(f"{person.name} {first} and {second}.")
                 continue
-            form = _pick_form(
-                rng, STATEMENTS, "says", held_out and rng.random() < 0.5,
-                relation)
+            form = _relation_form(
+                rng, VERB_STATEMENT, STATEMENTS,
+                held_out and rng.random() < 0.5, relation)
             sentences.append(
                 _fill(form, RELATIONS[relation], person.name, value))
         groups.append(sentences)
@@ -128,7 +135,8 @@ def lookups(
 ) -> Iterator[Question]:
     for person in people:
         for relation, value in person.facts.items():
-            form = _pick_form(rng, QUESTIONS, "asks", held_out, relation)
+            form = _relation_form(
+                rng, VERB_QUESTION, QUESTIONS, held_out, relation)
             yield Question(
                 "lookup", _fill(form, RELATIONS[relation], person.name, ""),
                 f"{value}.")
@@ -144,8 +152,8 @@ def hops(
             if other is None:
                 continue
             for relation, value in other.facts.items():
-                form = _pick_form(
-                    rng, HOPS, "hops", held_out, via, relation)
+                form = rng.choice(forms_of_split(
+                    HOPS, held_out, 2 * _index(relation) + _index(via)))
                 text = form.format(
                     n=person.name, noun=RELATIONS[relation].noun,
                     via=RELATIONS[via].noun)
@@ -160,7 +168,9 @@ COUNTS = {
     "friend": "How many people know {v}?",
     "boss": "How many people work for {v}?",
 }
-NOUN_COUNT = "How many people have the {noun} {v}?"
+NOUN_COUNTS = ("How many people have the {noun} {v}?",
+               "What is the number of people who have the {noun} {v}?",
+               "Tell me how many people have the {noun} {v}.")
 
 
 def counts(
@@ -174,34 +184,33 @@ def counts(
                if person.facts.get(relation) == value]
         if len(who) > 5:
             continue
-        form = _pick_form(
-            rng, {"verb": COUNTS[relation], "noun": NOUN_COUNT}, "counts",
-            held_out, relation)
+        form = _relation_form(
+            rng, COUNTS[relation], NOUN_COUNTS, held_out, relation)
         text = form.format(v=value, a=words.article(value),
                            noun=RELATIONS[relation].noun)
         number = words.NUMBERS[len(who)]
         yield Question("counting", text, f"{words.listing(who)}: {number}.")
 
 
-SAYS_AGE = {"years": "{n} is {v} years old.", "age": "The age of {n} is {v}.",
-            "possessive": "{n}'s age is {v}."}
-OF_TWO = {"who": "Who is {c}, {x} or {y}?",
-          "which": "Which is {c}: {x} or {y}?",
-          "between": "Between {x} and {y}, who is {c}?"}
-OF_ALL = {"who": "Who is the {s}?", "which": "Which person is the {s}?",
-          "of all": "Of all these people, who is the {s}?"}
+SAYS_AGE = ("{n} is {v} years old.", "The age of {n} is {v}.",
+            "{n}'s age is {v}.")
+HELD_OUT_AGE = 2  # its words are known from the other two
+OF_TWO = ("Who is {c}, {x} or {y}?", "Which person is {c}, {x} or {y}?",
+          "Of {x} and {y}, who is {c}?")
+OF_ALL = ("Who is the {s}?", "Which person is the {s}?",
+          "Of all people, who is the {s}?")
 ORDERS = {"older": "oldest", "younger": "youngest"}
 
 
 def compare(
     rng: random.Random, people: Sequence[Person], held_out: bool
 ) -> Iterator[Question]:
-    for comparative, superlative in ORDERS.items():
+    for index, (comparative, superlative) in enumerate(ORDERS.items()):
         best = max if comparative == "older" else min
         pairs = [rng.sample(list(people), 2) for _ in range(3)]
         for chosen in [*pairs, list(people)]:
             forms = OF_TWO if len(chosen) == 2 else OF_ALL
-            form = _pick_form(rng, forms, "compares", held_out, comparative)
+            form = rng.choice(forms_of_split(forms, held_out, index))
             answer = best(chosen, key=lambda person: person.age)
             yield Question(
                 "comparing",
@@ -236,7 +245,8 @@ def counting_scene(namer: words.Namer, size: int) -> Scene:
 def comparing_scene(namer: words.Namer, size: int) -> Scene:
     rng = namer.rng
     people = make_people(namer, max(2, size), [])
-    form = _pick_form(rng, SAYS_AGE, "ages", namer.held_out)
+    form = rng.choice(
+        forms_of_split(SAYS_AGE, namer.held_out, HELD_OUT_AGE))
     sentences = [form.format(n=person.name, v=person.age) for person in people]
     return Scene(" ".join(sentences),
                  list(compare(rng, people, namer.held_out)))

@@ -25,7 +25,7 @@ def pattern_scene(namer: words.Namer, size: int) -> Scene:
     rng = namer.rng
     rule = rng.choice(RULES)
     arrow = rng.choice(
-        forms_of_split(ARROWS, namer.held_out, "pattern", str(rule)))
+        forms_of_split(ARROWS, namer.held_out, RULES.index(rule)))
     pool = namer.draw_all("thing", 9 + size)
     lines = []
     for _ in range(rng.randint(3, 4)):
@@ -48,7 +48,7 @@ def _without(items: Sequence[str], left_out: str) -> List[str]:
 
 
 INSTRUCTIONS: Dict[str, Sequence[str]] = {
-    "reverse": ("Write {o}'s list backwards.", "Reverse the list of {o}.",
+    "reverse": ("Write {o}'s list backwards.", "Repeat the list of {o} backwards.",
                 "What is {o}'s list backwards?"),
     "copy": ("Write {o}'s list.", "Repeat the list of {o}.",
              "What is {o}'s list?"),
@@ -87,10 +87,10 @@ def rewriting_scene(namer: words.Namer, size: int) -> Scene:
              for owner, items in lists.items()]
     questions = []
     for owner, items in lists.items():
-        for kind, forms in INSTRUCTIONS.items():
+        for index, (kind, forms) in enumerate(INSTRUCTIONS.items()):
             x, y = rng.choice(items), namer.draw("thing")
             form = rng.choice(
-                forms_of_split(forms, namer.held_out, "rewriting"))
+                forms_of_split(forms, namer.held_out, index))
             text = form.format(o=owner, x=x, y=y)
             answer = ", ".join(_rewrite(rng, kind, items, x, y)) + "."
             questions.append(Question("rewriting", text, answer))

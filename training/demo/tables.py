@@ -11,7 +11,8 @@ from training.demo.scene import Question, Scene, forms_of_split
 CELL = ("What is the {c} of {n}?", "What is {n}'s {c}?", "{n}'s {c}?",
         "Tell me the {c} of {n}.")
 WHOSE = ("Who has the {c} {v}?", "Whose {c} is {v}?", "{v} is the {c} of whom?")
-ROW = ("Give the row of {n}.", "What is {n}'s row?", "Copy the row of {n}.")
+ROW = ("What is the row of {n}?", "What is {n}'s row?",
+       "Tell me the row of {n}.")
 
 
 def table_scene(namer: words.Namer, size: int) -> Scene:
@@ -30,8 +31,8 @@ def table_scene(namer: words.Namer, size: int) -> Scene:
     def ask(forms: Sequence[str], answer: str, column: str = "",
             **parts: str) -> None:
         noun = RELATIONS[column].noun if column else ""
-        form = rng.choice(
-            forms_of_split(forms, namer.held_out, "table", column))
+        index = list(RELATIONS).index(column) if column else 0
+        form = rng.choice(forms_of_split(forms, namer.held_out, index))
         text = form.format(c=noun, **parts)
         questions.append(Question("table", text, answer + "."))
 
