@@ -117,25 +117,49 @@ class RecipeTest(unittest.TestCase):
         self.assertIn("75.0 % [70.0, 80.0]", text)
         self.assertIn("| hidden size | 96 |", text)
 
-    def test_judged_refuses_a_folder_without_a_recipe(self):
-        done = run("training.demo.judged", "--pair", self.pair,
-                   "--work", self.folder / "nothing")
-        self.assertEqual(done.returncode, 2)
-        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+    def test_judged_refuses_what_the_recipe_did_not_make(self):
+        for pair in (self.folder / "nothing", ROOT / "models" / "demo"):
+            done = run("training.demo.judged", "--pair", pair,
+                       "--work", self.folder / "elsewhere")
+            self.assertEqual(done.returncode, 2)
+            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+            self.assertIn(str(pair), done.stderr)
+        self.assertFalse((ROOT / "models" / "demo" / "judged").exists())
 
     def test_judged_decoders_are_where_the_judge_looks(self):
-        plain = recipe.Recipe(**json.loads(
-            (self.pair / "training.json").read_text())["recipe"])
+        tried = []
+        train = decoders.train_decoder
+
+        def train_noted(plan, *arguments):
+            tried.append(plan)
+            return train(plan, *arguments)
+
         with unittest.mock.patch.multiple(
-                judged, LEARNING_RATES=(1e-3, 3e-3), RATIOS=(0.5,)):
-            judged.collect(judged.Runs(self.work, plain), self.pair)
+                judged, LEARNING_RATES=(1e-3, 3e-3), RATIOS=(0.5,)), \
+                unittest.mock.patch.object(
+                    decoders, "train_decoder", train_noted):
+            for kind in decoders.KINDS:
+                # As on another machine, later: what was done is not again.
+                work = self.folder / f"work-{kind}"
+                judged.Runs(self.pair, work).train_kind(kind)
+            count = len(tried)
+            judged.Runs(self.pair, self.folder / "late").train_kind("pruned")
+        self.assertEqual(count, 3 * 3 + 2)
+        self.assertEqual(len(tried), count)
         for system in systems.of_pair(self.pair):
             checkpoint.load_checkpoint(system.decode)
         self.assertEqual(len(systems.ratios(self.pair)), 2)
         record = json.loads(
             (self.pair / "judged" / "training.json").read_text())
         self.assertEqual(set(record["chosen"]), set(decoders.KINDS))
-        for run_of in record["runs"]:
+        for kind, chosen in record["chosen"].items():
+            self.assertIn("gain_of_twice_the_steps", chosen)
+            runs = [r for r in record["runs"].values()
+                    if r["kind"] == kind and r["num_steps"] == 2
+                    and r["removed"] == 0.7]
+            self.assertEqual(chosen["dev_exact"],
+                             max(r["dev_exact"] for r in runs))
+        for run_of in record["runs"].values():
             self.assertTrue(run_of["curve"])
 
 
