@@ -1,19 +1,17 @@
 """What int8 weights cost the shipped pair in right answers."""
 
-import concurrent.futures
 import pathlib
 import statistics
 import sys
 from typing import Dict
-
-import grpc
 
 from report import Report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from training import eval_server  # noqa: E402
+from training import eval_items, eval_server  # noqa: E402
+from training.judge import served  # noqa: E402
 
 PAIR = ROOT / "models" / "demo"
 
@@ -21,17 +19,13 @@ PAIR = ROOT / "models" / "demo"
 def right_answers(binary: pathlib.Path, weights: str, per_family: int
                   ) -> Dict[str, float]:
     """Exact answers of two_stage by family, lookups together beside."""
-    items = eval_server.make_items(eval_server.DEFAULT_SEED, per_family)
-    with eval_server.server(binary, PAIR, [f"--weights={weights}"]) as target:
-        with eval_server.generated_stubs() as (pb2, pb2_grpc), \
-                grpc.insecure_channel(target) as channel, \
-                concurrent.futures.ThreadPoolExecutor(
-                    eval_server.NUM_STREAMS) as executor:
-            stub = pb2_grpc.InferenceStub(channel)
-            answers = list(executor.map(
-                lambda item: eval_server.ask(pb2, stub, "two_stage",
-                                             item.prompt), items))
-    return eval_server.exact_shares(items, answers)
+    items = eval_items.make_items(eval_items.DEFAULT_SEED, per_family)
+    with served.generated_stubs() as stubs, \
+            served.server(binary, PAIR / "full", PAIR / "decode",
+                          [f"--weights={weights}"]) as target, \
+            served.Client(target, stubs) as client:
+        replies = client.ask_all("two_stage", [item.prompt for item in items])
+    return eval_server.exact_shares(items, [reply.text for reply in replies])
 
 
 def quality(binary: pathlib.Path, per_family: int, report: Report) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Collection, Dict, List, Mapping
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from training.eval_server import commit, machine  # noqa: E402
+from training.judge.record import commit, machine  # noqa: E402
 
 TABLE = """
 | row | value | unit | target | met |

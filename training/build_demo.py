@@ -20,6 +20,7 @@ import torch
 from training import (
     checkpoint, data, distil_demo, manifest, prune, train, world)
 from training.demo import copying
+from training.demo.scene import format_prompt
 from training.model import Llama, ModelConfig, count_parameters, init_weights
 from training.tokenizer import Tokenizer, train_tokenizer
 
@@ -44,7 +45,7 @@ def corpus(seed: int, num_scenes: int) -> List[str]:
     for _ in range(num_scenes):
         scene = world.make_scene(
             rng, rng.choice(world.FAMILIES), rng.randint(1, MAX_LEVEL), False)
-        asked = [world.format_prompt("", question.text) + " " + question.answer
+        asked = [format_prompt("", question.text) + " " + question.answer
                  for question in scene.questions]
         texts.append("\n".join([scene.passage] + asked))
     return texts

@@ -17,6 +17,7 @@ import torch
 
 from training import world
 from training.demo.binding import IGNORED, binding_batch
+from training.demo.scene import format_prompt
 from training.tokenizer import Tokenizer
 
 
@@ -65,9 +66,9 @@ def encode_scene(
     for question in scene.questions[:num_questions]:
         if ids:
             ids += tokenizer.encode(
-                "\n" + world.format_prompt("", question.text))
+                "\n" + format_prompt("", question.text))
         else:
-            prompt = world.format_prompt(scene.passage, question.text)
+            prompt = format_prompt(scene.passage, question.text)
             ids += tokenizer.encode(prompt, add_bos=True)
         answer = tokenizer.encode(" " + question.answer) + [tokenizer.eos_id]
         answers.append(Answer(len(ids), len(answer), question.family))

@@ -16,19 +16,12 @@ import random
 from typing import List
 
 from training import world
+from training.demo.scene import format_prompt
+from training.judge.items import Item
 
 DEFAULT_SEED = 20251
 MIN_SIZE = 4
 MAX_SIZE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    id: str
-    family: str
-    prompt: str
-    bare_prompt: str
-    answer: str
 
 
 def make_items(seed: int, per_family: int) -> List[Item]:
@@ -42,8 +35,8 @@ def make_items(seed: int, per_family: int) -> List[Item]:
             question = scene.questions[0]
             items.append(Item(
                 id=f"{family}-{index}", family=family,
-                prompt=world.format_prompt(scene.passage, question.text),
-                bare_prompt=world.format_prompt("", question.text),
+                prompt=format_prompt(scene.passage, question.text),
+                bare_prompt=format_prompt("", question.text),
                 answer=" " + question.answer))
     return items
 

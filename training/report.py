@@ -14,17 +14,9 @@ import pathlib
 from typing import Any, Dict, List, Sequence
 
 from training import world
+from training.judge.report import percent, table, target_table
 
 PATHS = ("two_stage", "full", "pruned")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def percent(value: Any) -> str:
-    return "not measured" if value is None else f"{100 * value:.1f} %"
 
 
 def score_table(results: Sequence[Dict[str, Any]]) -> str:
@@ -40,13 +32,6 @@ def score_table(results: Sequence[Dict[str, Any]]) -> str:
                     for path in PATHS]
         rows.append(row)
     return table(header, rows)
-
-
-def target_table(results: Sequence[Dict[str, Any]]) -> str:
-    rows = [[result["metric"], percent(result["target"]),
-             percent(result["value"]), "yes" if result["met"] else "no"]
-            for result in results if result["target"] is not None]
-    return table(["metric", "target", "value", "met"], rows)
 
 
 def quality_markdown(report: Dict[str, Any]) -> str:

@@ -16,24 +16,12 @@ import random
 from typing import Callable, Dict, List, Sequence, Set
 
 from training import words
+from training.demo.scene import Question, Scene
 
 LOOKUP_FAMILIES = ("people", "things")
 COPY_FAMILIES = ("people", "things", "records", "lists")
 HARD_FAMILIES = ("reverse", "two_hop", "counting", "comparing")
 FAMILIES = COPY_FAMILIES + HARD_FAMILIES
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    family: str
-    text: str
-    answer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    passage: str
-    questions: List[Question]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +34,6 @@ class Person:
     food: str
     friend: str
     age: int
-
-
-def format_prompt(passage: str, question: str) -> str:
-    if not passage:
-        return f"Question: {question}\nAnswer:"
-    return f"{passage}\nQuestion: {question}\nAnswer:"
 
 
 def article(phrase: str) -> str:

@@ -20,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from training import eval_items, eval_server, world  # noqa: E402
+from training.judge import served  # noqa: E402
+from training.judge.report import results_of  # noqa: E402
 
 PAIR = ROOT / "models" / "demo"
 PER_FAMILY = 200
@@ -34,12 +36,15 @@ class DemoTest(unittest.TestCase):
                      eval_items.DEFAULT_SEED, PER_FAMILY)
                  if item.family in world.LOOKUP_FAMILIES]
         self.assertEqual(len(world.LOOKUP_FAMILIES) * PER_FAMILY, len(items))
-        with eval_server.server(SERVER, PAIR) as target:
-            scores = eval_server.score(target, items)
+        with served.generated_stubs() as stubs, \
+                served.server(SERVER, PAIR / "full", PAIR / "decode"
+                              ) as target, \
+                served.Client(target, stubs) as client:
+            scores = eval_server.score(client, items)
         targets = json.loads((ROOT / "docs/benchmarks/targets.json").read_text(
             encoding="utf-8"))["quality"]
         results = {result["metric"]: result
-                   for result in eval_server.judge(scores, targets)}
+                   for result in results_of(scores, targets)}
         print(json.dumps(scores, indent=1), flush=True)
         for metric in targets:
             self.assertTrue(results[metric]["met"], results[metric])

@@ -1,16 +1,15 @@
 """The judge of quality, against a stand-in server of known answers."""
 
-import concurrent.futures
-import contextlib
 import re
 import unittest
 import xml.etree.ElementTree
 
-import grpc
 import numpy as np
 
 from training.demo import world
 from training.judge import items, plot, report, score, served, statistics
+
+from tests.training.stand_in import stand_in
 
 
 def marks(**of_systems):
@@ -58,33 +57,6 @@ class StatisticsTest(unittest.TestCase):
     def test_one_mark_per_item(self):
         with self.assertRaises(ValueError):
             statistics.Marks(["x"], {"a": [True, False]})
-
-
-@contextlib.contextmanager
-def stand_in(stubs, answer_of):
-    pb2, pb2_grpc = stubs
-
-    class Stub(pb2_grpc.InferenceServicer):
-        def Generate(self, request, context):
-            path = pb2.DecodePath.Name(request.path).split("DECODE_PATH_")[1]
-            answer = answer_of(path.lower(), request.text)
-            for part in (answer[:3], answer[3:]):
-                yield pb2.GenerateResponse(delta=pb2.Delta(text=part))
-            if answer != "cut off":
-                completion = pb2.Completion()
-                completion.usage.completion_tokens = len(answer.split())
-                completion.timings.decode = 0.5
-                yield pb2.GenerateResponse(completion=completion)
-
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-    pb2_grpc.add_InferenceServicer_to_server(Stub(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with served.Client(f"127.0.0.1:{port}", stubs) as client:
-            yield client
-    finally:
-        server.stop(None)
 
 
 class ScoreTest(unittest.TestCase):
