@@ -65,7 +65,8 @@ def server(
     command = [str(binary), f"--prefill_model={full}",
                f"--decode_model={decode}", "--device=cpu",
                f"--listen={target}",
-               f"--metrics_listen=127.0.0.1:{free_port()}", *flags]
+               f"--metrics_listen=127.0.0.1:{free_port()}",
+               "--log_requests=false", *flags]
     process = subprocess.Popen(command)
     try:
         with grpc.insecure_channel(target) as channel:
