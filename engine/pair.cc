@@ -161,11 +161,7 @@ class PairLoader {
     const std::string& pruned = options_.decode_model_dir;
     if (IsSameDirectory(full, pruned)) return absl::OkStatus();
     ASSIGN_OR_RETURN(manifest_, LoadPairManifest(pruned));
-    if (!manifest_) {
-      LogInfo(absl::StrCat(pruned, " has no ", kPairManifestName,
-                           ": that it was made from ", full,
-                           " is not checked"));
-    }
+    pair_->lacks_manifest_ = !manifest_.has_value();
     return absl::OkStatus();
   }
 

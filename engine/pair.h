@@ -62,6 +62,9 @@ class Pair {
   const PairModel& full() const { return full_; }
   // full() itself where both directories, and both types of weights, are one.
   const PairModel& pruned() const { return is_one_model_ ? full_ : pruned_; }
+  // Whether nothing says that the pruned model was made from the full one:
+  // two models, and no manifest (pair_manifest.h).
+  bool lacks_manifest() const { return lacks_manifest_; }
   const KvMap& kv_map() const { return kv_map_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   // The full model's, for requests that leave a field unset.
@@ -79,6 +82,7 @@ class Pair {
   PairModel full_;
   PairModel pruned_;
   bool is_one_model_ = false;
+  bool lacks_manifest_ = false;
   KvMap kv_map_;
   std::unique_ptr<Tokenizer> tokenizer_;
   GenerationConfig generation_;

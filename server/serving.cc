@@ -241,6 +241,11 @@ void LogStart(const Serving& serving, const v1::GetModelInfoResponse& info,
       absl::FormatDuration(absl::Trunc(times.total(), absl::Milliseconds(1))),
       " (", times.ToString(), "), KV map ", info.kv_map(), ", pair digest ",
       info.pair_digest()));
+  if (serving.pair->lacks_manifest()) {
+    LogInfo(absl::StrCat(info.pruned().name(),
+                         " has no overfill.json: that it was made from ",
+                         info.full().name(), " is not checked"));
+  }
   const auto describe = [](const KvStore& store) {
     return absl::StrCat(store.num_blocks(), " blocks of ",
                         store.layout().block_tokens, " tokens, ",
