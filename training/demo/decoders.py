@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 from typing import Any, Dict, List, Optional
 
-from training import checkpoint, manifest
+from training import checkpoint, manifest, trainer_metrics
 from training.demo.batches import (
     PARTS, Scenes, fact_batch, parts_per_process)
 from training.distributed import Processes
@@ -117,14 +117,8 @@ def save(
     manifest.refresh(out)
 
 
-def read_curve(run: pathlib.Path, column: str = "dev_exact"
-               ) -> Optional[List[float]]:
+def read_curve(run: pathlib.Path) -> List[float]:
     """The development curve of a run, in the order of its steps."""
-    path = run.with_suffix(".csv")
-    if not path.exists():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = lines[0].split(",")
-    at = header.index(column)
-    return [float(value) for value in (
-        line.split(",")[at] for line in lines[1:]) if value]
+    return [row["dev_exact"]
+            for row in trainer_metrics.read_rows(run.with_suffix(".csv"))
+            if "dev_exact" in row]
